@@ -1,0 +1,366 @@
+"""What a config must satisfy, and which of its fields make a run what it is.
+
+Every rule that spans fields stands here once and is checked before anything is
+compiled or written.
+"""
+
+import hashlib
+import json
+import math
+
+from etils import epath
+
+from cfgd import errors
+from cfgd import files
+
+_NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
+# Fields that may change between two calls on one workdir.
+_FREE = {
+  "data": ("threads", "prefetch"),
+  "train": (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "sample_every",
+    "keep",
+    "keep_every",
+    "max_skipped",
+  ),
+}
+_FREE_SECTIONS = ("sampling", "metrics", "sweep")
+SAMPLERS = ("ancestral", "ddim")
+_DTYPES = ("float32", "bfloat16")
+
+
+def _require(condition, field, value, allowed):
+  if not condition:
+    raise errors.UserError(f"{field}={value!r}: {allowed}")
+
+
+def _positive(config, *fields):
+  for field in fields:
+    value = _get(config, field)
+    _require(value >= 1, field, value, "must be at least 1")
+
+
+def _one_of(config, field, choices):
+  value = _get(config, field)
+  _require(value in choices, field, value, f"must be one of {choices}")
+
+
+def _between(config, field, low, high):
+  value = _get(config, field)
+  _require(low <= value <= high, field, value, f"must be in [{low}, {high}]")
+
+
+def _get(config, field):
+  for name in field.split("."):
+    config = config[name]
+  return config
+
+
+def validate(config, *, num_devices):
+  """Check all rules of a config for training and sampling.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    num_devices: over all hosts, that the training batch is split over.
+
+  Raises:
+    errors.UserError: naming field, value and what is allowed.
+  """
+  _validate_model(config)
+  _validate_training(config, num_devices)
+  validate_sampling(config)
+
+
+def _validate_model(config):
+  data, model = config.data, config.model
+  _positive(
+    config,
+    "data.image_size",
+    "data.channels",
+    "data.num_classes",
+    "model.model_channels",
+    "model.num_res_blocks",
+    "model.num_heads",
+  )
+  _require(data.crop >= 0, "data.crop", data.crop, "must be 0 or a side")
+  _require(
+    not data.crop or data.crop >= data.image_size,
+    "data.crop",
+    data.crop,
+    f"must be 0 or at least data.image_size={data.image_size}",
+  )
+  _require(model.channel_mult, "model.channel_mult", (), "must not be empty")
+  halvings = len(model.channel_mult) - 1
+  _require(
+    data.image_size % 2**halvings == 0,
+    "data.image_size",
+    data.image_size,
+    f"must be divisible by {2**halvings}: model.channel_mult has "
+    f"{halvings + 1} levels",
+  )
+  _one_of(config, "model.dtype", _DTYPES)
+  _require(
+    0 <= model.dropout < 1, "model.dropout", model.dropout, "must be in [0, 1)"
+  )
+  resolutions = [data.image_size >> level for level in range(halvings + 1)]
+  for resolution in model.attention_resolutions:
+    _require(
+      resolution in resolutions,
+      "model.attention_resolutions",
+      resolution,
+      f"the levels have {resolutions} pixels",
+    )
+  for resolution, mult in zip(resolutions, model.channel_mult, strict=True):
+    _validate_width(model, resolution, int(mult * model.model_channels))
+
+
+def _validate_width(model, resolution, width):
+  _require(
+    width > 0 and width % _NUM_GROUPS == 0,
+    "model.model_channels",
+    model.model_channels,
+    f"the level of {resolution} pixels gets {width} channels, not a positive "
+    f"multiple of GroupNorm's {_NUM_GROUPS}",
+  )
+  if resolution in model.attention_resolutions:
+    field = "num_head_channels" if model.num_head_channels else "num_heads"
+    _require(
+      width % model[field] == 0,
+      f"model.{field}",
+      model[field],
+      f"must divide the {width} channels at {resolution} pixels",
+    )
+
+
+def _validate_training(config, num_devices):
+  diffusion, optim, train = config.diffusion, config.optim, config.train
+  _require(
+    diffusion.logsnr_min < diffusion.logsnr_max,
+    "diffusion.logsnr_min",
+    diffusion.logsnr_min,
+    f"must be below diffusion.logsnr_max={diffusion.logsnr_max}",
+  )
+  _between(config, "diffusion.p_uncond", 0, 1)
+  _between(config, "optim.ema_decay", 0, 1)
+  _positive(
+    config,
+    "train.batch_size",
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.max_skipped",
+    "data.threads",
+    "data.prefetch",
+  )
+  for field in ("train.sample_every", "train.keep_every", "optim.warmup_steps"):
+    _require(
+      _get(config, field) >= 0,
+      field,
+      _get(config, field),
+      "must not be below 0",
+    )
+  _require(
+    optim.learning_rate > 0,
+    "optim.learning_rate",
+    optim.learning_rate,
+    "must be above 0",
+  )
+  _require(
+    not optim.decay_steps
+    or optim.decay_steps >= max(train.steps, optim.warmup_steps + 1),
+    "optim.decay_steps",
+    optim.decay_steps,
+    f"must be 0 or reach train.steps={train.steps} and beyond "
+    f"optim.warmup_steps={optim.warmup_steps}",
+  )
+  _require(
+    train.batch_size % num_devices == 0,
+    "train.batch_size",
+    train.batch_size,
+    f"must be divisible by the {num_devices} devices",
+  )
+
+
+def validate_sampling(config):
+  """Check the rules of the fields that sampling and evaluation read."""
+  sampling = config.sampling
+  _one_of(config, "sampling.sampler", SAMPLERS)
+  _one_of(config, "sampling.weights", ("ema", "raw"))
+  _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
+  _validate_w("sampling.w", sampling.w, config.diffusion.p_uncond)
+  _between(config, "sampling.v", 0, 1)
+  _positive(
+    config,
+    "sampling.num_samples",
+    "sampling.batch_size",
+    "sampling.chunk_size",
+    "metrics.batch_size",
+    "metrics.neighbours",
+    "metrics.num_splits",
+    "metrics.feature_net.width",
+    "metrics.feature_net.num_features",
+    "metrics.feature_net.steps",
+    "metrics.feature_net.batch_size",
+  )
+  _require(
+    sampling.checkpoint_step >= -1,
+    "sampling.checkpoint_step",
+    sampling.checkpoint_step,
+    "must be a step, or -1 for the newest",
+  )
+  for label in sampling.labels:
+    _require(
+      0 <= label < config.data.num_classes,
+      "sampling.labels",
+      label,
+      f"must be in 0..{config.data.num_classes - 1}",
+    )
+
+
+def _validate_w(field, w, p_uncond):
+  _require(
+    -1 <= w < math.inf,
+    field,
+    w,
+    "must be a number of at least -1 (-1 is the unconditional model, 0 the "
+    "conditional one)",
+  )
+  _require(
+    w == 0 or p_uncond > 0,
+    field,
+    w,
+    "guidance needs an unconditional model, which diffusion.p_uncond=0 does "
+    "not train; use w=0 or p_uncond > 0",
+  )
+  _require(
+    w == -1 or p_uncond < 1,
+    field,
+    w,
+    "diffusion.p_uncond=1 trains the unconditional model only; use w=-1",
+  )
+
+
+def cell_config(config, *, p_uncond, T, w):
+  """Return a copy of the config at one point of a sweep."""
+  config = config.copy_and_resolve_references()
+  config.diffusion.p_uncond = p_uncond
+  config.sampling.T = T
+  config.sampling.w = w
+  return config
+
+
+def unet_arguments(config):
+  """Return the keyword arguments of `models.unet.UNet`."""
+  model = config.model
+  return {
+    "model_channels": model.model_channels,
+    "channel_mult": tuple(model.channel_mult),
+    "num_res_blocks": model.num_res_blocks,
+    "attention_resolutions": tuple(model.attention_resolutions),
+    "num_heads": model.num_heads,
+    "num_head_channels": model.num_head_channels,
+    "new_attention_order": model.new_attention_order,
+    "num_labels": config.data.num_classes + 1,  # the last row is null
+    "out_channels": config.data.channels,
+    "dropout": model.dropout,
+    "dtype": model.dtype,
+  }
+
+
+def logsnr_range(config):
+  """Return the keyword arguments of the schedule's functions."""
+  return {
+    "logsnr_min": config.diffusion.logsnr_min,
+    "logsnr_max": config.diffusion.logsnr_max,
+  }
+
+
+def image_shape(config):
+  """Return (H, W, C)."""
+  data = config.data
+  return data.image_size, data.image_size, data.channels
+
+
+def source_arguments(config):
+  """Return the keyword arguments of `data.sources.load`."""
+  data = config.data
+  return {
+    "crop": data.crop,
+    "image_size": data.image_size,
+    "channels": data.channels,
+    "num_classes": data.num_classes,
+  }
+
+
+def to_dict(config):
+  """Return the config as plain nested dicts and lists, as JSON has them."""
+  return json.loads(config.to_json_best_effort())
+
+
+def identity(config):
+  """Return the fields that a trained model depends on.
+
+  What is left out may change from call to call: how long to train, how often
+  to log and save, and all of sampling and evaluation.
+  """
+  plain = to_dict(config)
+  return {
+    section: fields
+    if not isinstance(fields, dict)
+    else {k: v for k, v in fields.items() if k not in _FREE.get(section, ())}
+    for section, fields in plain.items()
+    if section not in _FREE_SECTIONS
+  }
+
+
+def digest(plain):
+  """Return 8 hexadecimal digits that name a JSON-like value."""
+  text = json.dumps(plain, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _flatten(plain, prefix=""):
+  flat = {}
+  for key, value in plain.items():
+    if isinstance(value, dict):
+      flat.update(_flatten(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def claim_workdir(config, workdir, *, write):
+  """Make sure that a workdir belongs to this config.
+
+  Args:
+    config: ConfigDict.
+    workdir: folder of the run.
+    write: record the config where the folder has none yet.
+
+  Raises:
+    errors.UserError: the folder was made with another config; names the first
+      fields that differ.
+  """
+  path = epath.Path(workdir) / "config.json"
+  ours = _flatten(identity(config))
+  if not path.exists():
+    if write:
+      files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
+    return
+  recorded = json.loads(path.read_text())
+  theirs = {k: v for k, v in _flatten(recorded).items() if k in ours}
+  differing = [
+    f"{field}: {theirs.get(field, 'absent')!r} there, {value!r} now"
+    for field, value in ours.items()
+    if theirs.get(field) != value
+  ]
+  if differing:
+    raise errors.UserError(
+      f"{workdir} was made with another config ({'; '.join(differing[:3])}"
+      f"{'; ...' if len(differing) > 3 else ''}): use another --workdir or the "
+      "same config"
+    )

@@ -1,0 +1,485 @@
+"""The math of classifier-free guidance (Ho & Salimans, arXiv:2207.12598).
+
+Pure functions of arrays: no network, no config, no state. The paper's symbols:
+
+  z        [B, ...]  noisy images z_lambda = alpha x + sigma eps
+  x, eps   [B, ...]  clean images and standard normal noise
+  logsnr   [B] or [] lambda = log(alpha^2 / sigma^2), from logsnr_min to _max
+  u        [B] or [] uniform variable of the schedule; u = 0 is logsnr_max
+  label    [B] int   class c; one more index is the null label
+  w                  guidance strength: (1 + w) eps(z, c) - w eps(z)
+  v                  interpolation of the reverse variance, 0 to 1
+  T                  number of network evaluations of a sampler
+
+Everything stays in log-SNR: alpha^2 = sigmoid(lambda), sigma^2 =
+sigmoid(-lambda). 1 - alpha^2, 1 - exp(x) and tan near pi/2 are never formed, so
+that float32 holds at lambda = +-20.
+
+Four shapes of function make a sampler (see docs/design.md):
+
+  DenoiseFn  (z, logsnr [B], label [B]) -> Prediction(eps, v)
+  guidance   DenoiseFn -> DenoiseFn
+  step       (denoise, keys [B], z, logsnr_from, logsnr_to, label) -> z
+  threshold  x -> x, applied to every predicted x
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Prediction(NamedTuple):
+  """What a DenoiseFn returns.
+
+  Attributes:
+    eps: [B, ...] predicted noise.
+    v: None, or [B, ...] variance interpolation, of networks that predict their
+      own (ADM's learned sigma, arXiv:2102.09672 eq. 15).
+  """
+
+  eps: jax.Array
+  v: jax.Array | None = None
+
+
+def _expand(coefficient, z):
+  """Give a scalar or [B] coefficient the rank of z."""
+  coefficient = jnp.asarray(coefficient)
+  assert coefficient.ndim in (0, 1), coefficient.shape
+  if coefficient.ndim == 0:
+    return coefficient
+  assert coefficient.shape[0] == z.shape[0], (coefficient.shape, z.shape)
+  return coefficient.reshape(coefficient.shape + (1,) * (z.ndim - 1))
+
+
+# The schedule: section 2 of the paper.
+
+
+def _schedule_constants(logsnr_min, logsnr_max):
+  """Return (a, b) of lambda(u) = -2 log tan(a u + b)."""
+  b = jnp.arctan(jnp.exp(-0.5 * logsnr_max))
+  a = jnp.arctan(jnp.exp(-0.5 * logsnr_min)) - b
+  return a, b
+
+
+def _logsnr(u, one_minus_u, logsnr_min, logsnr_max):
+  a, b = _schedule_constants(logsnr_min, logsnr_max)
+  # -log tan(t) = log tan(pi/2 - t), and pi/2 - (a u + b) = a (1 - u) + c with
+  # c = arctan(exp(logsnr_min / 2)): whichever angle is small keeps its digits.
+  c = jnp.arctan(jnp.exp(0.5 * logsnr_min))
+  noisy = u > 0.5
+  angle = jnp.where(noisy, a * one_minus_u + c, a * u + b)
+  return jnp.where(noisy, 2.0, -2.0) * jnp.log(jnp.tan(angle))
+
+
+def logsnr_schedule(u, *, logsnr_min, logsnr_max):
+  """Map u in [0, 1] to lambda(u) = -2 log tan(a u + b), section 2.
+
+  Args:
+    u: any shape; 0 gives logsnr_max, 1 gives logsnr_min.
+    logsnr_min: the noisiest log-SNR, -20 in the paper.
+    logsnr_max: the cleanest log-SNR, 20 in the paper.
+
+  Returns:
+    Log-SNR, of u's shape.
+  """
+  return _logsnr(u, 1.0 - u, logsnr_min, logsnr_max)
+
+
+def u_of_logsnr(logsnr, *, logsnr_min, logsnr_max):
+  """Invert `logsnr_schedule`."""
+  a, b = _schedule_constants(logsnr_min, logsnr_max)
+  return (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
+
+
+def log_density_of_logsnr(logsnr, *, logsnr_min, logsnr_max):
+  """Return log p(lambda) for lambda = lambda(u), u uniform, section 2.
+
+  p(lambda) = 1 / (4 a cosh(lambda / 2)), a truncated hyperbolic secant.
+  """
+  a, _ = _schedule_constants(logsnr_min, logsnr_max)
+  half = jnp.abs(0.5 * logsnr)
+  return -jnp.log(2.0 * a) - half - jnp.log1p(jnp.exp(-2.0 * half))
+
+
+def density_of_logsnr(logsnr, *, logsnr_min, logsnr_max):
+  """Return p(lambda), see `log_density_of_logsnr`."""
+  a, _ = _schedule_constants(logsnr_min, logsnr_max)
+  return 1.0 / (4.0 * a * jnp.cosh(0.5 * logsnr))
+
+
+def logsnr_grid(num_steps, *, logsnr_min, logsnr_max):
+  """Return lambda_1 < ... < lambda_T at T uniformly spaced u, section 4.
+
+  Args:
+    num_steps: T >= 2.
+    logsnr_min: lambda_1.
+    logsnr_max: lambda_T.
+
+  Returns:
+    [T] increasing log-SNR, from noise to data.
+  """
+  assert num_steps >= 2, num_steps
+  i = jnp.arange(num_steps)
+  last = num_steps - 1
+  # 1 - u is i / (T - 1) exactly; subtracting it from 1 would cost the digits
+  # that the steep ends of the schedule need.
+  return _logsnr((last - i) / last, i / last, logsnr_min, logsnr_max)
+
+
+# Marginals, transitions, posteriors: eq. 1 to 4.
+
+
+def alpha_sigma(logsnr):
+  """Return (alpha, sigma): alpha^2 = sigmoid(lambda) = 1 - sigma^2, eq. 1."""
+  # exp(log_sigmoid / 2) and not sqrt(sigmoid): also right where the square is
+  # subnormal, which XLA flushes to zero.
+  return (
+    jnp.exp(0.5 * jax.nn.log_sigmoid(logsnr)),
+    jnp.exp(0.5 * jax.nn.log_sigmoid(-logsnr)),
+  )
+
+
+def diffuse(x, eps, logsnr):
+  """Return z_lambda = alpha x + sigma eps, a draw of q(z_lambda | x), eq. 1."""
+  alpha, sigma = alpha_sigma(logsnr)
+  return _expand(alpha, x) * x + _expand(sigma, x) * eps
+
+
+def _log_one_minus_ratio(logsnr_from, logsnr_to):
+  """Return log(1 - exp(lambda - lambda')) for lambda < lambda'."""
+  return jnp.log(-jnp.expm1(logsnr_from - logsnr_to))
+
+
+def transition(*, logsnr_from, logsnr_to):
+  """Return q(z_lambda | z_lambda') for lambda < lambda', eq. 2.
+
+  Args:
+    logsnr_from: lambda, the noisier of the two (the variable).
+    logsnr_to: lambda', the cleaner (the condition).
+
+  Returns:
+    (coefficient, log variance): mean = coefficient * z_lambda', variance
+    sigma^2_{lambda | lambda'} = (1 - exp(lambda - lambda')) sigma_lambda^2.
+  """
+  coefficient = jnp.exp(
+    0.5 * (jax.nn.log_sigmoid(logsnr_from) - jax.nn.log_sigmoid(logsnr_to))
+  )
+  log_variance = _log_one_minus_ratio(
+    logsnr_from, logsnr_to
+  ) + jax.nn.log_sigmoid(-logsnr_from)
+  return coefficient, log_variance
+
+
+def posterior(*, logsnr_from, logsnr_to):
+  """Return q(z_lambda' | z_lambda, x) for lambda < lambda', eq. 3.
+
+  Args:
+    logsnr_from: lambda, where z is.
+    logsnr_to: lambda', where the step leads.
+
+  Returns:
+    (coefficient of z, coefficient of x, log variance):
+    mean = exp(lambda - lambda') (alpha' / alpha) z + (1 - exp(lambda -
+    lambda')) alpha' x, variance (1 - exp(lambda - lambda')) sigma'^2.
+  """
+  log_alpha_from = 0.5 * jax.nn.log_sigmoid(logsnr_from)
+  log_alpha_to = 0.5 * jax.nn.log_sigmoid(logsnr_to)
+  coefficient_z = jnp.exp(
+    (logsnr_from - logsnr_to) + (log_alpha_to - log_alpha_from)
+  )
+  one_minus_ratio = -jnp.expm1(logsnr_from - logsnr_to)
+  coefficient_x = one_minus_ratio * jnp.exp(log_alpha_to)
+  log_variance = jnp.log(one_minus_ratio) + jax.nn.log_sigmoid(-logsnr_to)
+  return coefficient_z, coefficient_x, log_variance
+
+
+def reverse_log_variance(*, logsnr_from, logsnr_to, v):
+  """Return the log of (posterior var)^(1 - v) (transition var)^v, eq. 4."""
+  # The two differ only in sigma'^2 against sigma^2.
+  return (
+    _log_one_minus_ratio(logsnr_from, logsnr_to)
+    + (1.0 - v) * jax.nn.log_sigmoid(-logsnr_to)
+    + v * jax.nn.log_sigmoid(-logsnr_from)
+  )
+
+
+# Conversions between the quantities that a network may predict.
+
+
+def x_from_eps(z, eps, logsnr):
+  """Return x = (z - sigma eps) / alpha."""
+  alpha, sigma = alpha_sigma(logsnr)
+  return (z - _expand(sigma, z) * eps) / _expand(alpha, z)
+
+
+def eps_from_x(z, x, logsnr):
+  """Return eps = (z - alpha x) / sigma."""
+  alpha, sigma = alpha_sigma(logsnr)
+  return (z - _expand(alpha, z) * x) / _expand(sigma, z)
+
+
+def score_from_eps(eps, logsnr):
+  """Return the score, grad_z log p(z_lambda) = -eps / sigma, section 2."""
+  _, sigma = alpha_sigma(logsnr)
+  return -eps / _expand(sigma, eps)
+
+
+def eps_from_score(score, logsnr):
+  """Return eps = -sigma grad_z log p(z_lambda)."""
+  _, sigma = alpha_sigma(logsnr)
+  return -_expand(sigma, score) * score
+
+
+# Training: Algorithm 1.
+
+
+def fold_in(keys, data):
+  """Fold one integer, or one per key, into keys [B]."""
+  axis = 0 if jnp.ndim(data) else None
+  return jax.vmap(jax.random.fold_in, (0, axis))(keys, data)
+
+
+def normal(keys, shape):
+  """Draw [B, *shape] standard normal numbers, each row from its own key."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def drop_label(keys, label, *, p_uncond, null_label):
+  """Replace each label by the null label with probability p_uncond.
+
+  Algorithm 1, line 3. Once per example and before the network, so that no part
+  of it can still see a dropped label.
+
+  Args:
+    keys: [B] random keys.
+    label: [B] int class.
+    p_uncond: probability of dropping; may be traced.
+    null_label: int that stands for "no class".
+
+  Returns:
+    [B] labels.
+  """
+  drop = jax.vmap(lambda key: jax.random.bernoulli(key, p_uncond))(keys)
+  return jnp.where(drop, null_label, label)
+
+
+def loss(
+  denoise, keys, x, label, *, p_uncond, null_label, logsnr_min, logsnr_max
+):
+  """Return the denoising loss of each example, Algorithm 1 and eq. 5.
+
+  Args:
+    denoise: DenoiseFn under training.
+    keys: [B] random keys, one per example.
+    x: [B, ...] clean data in [-1, 1].
+    label: [B] int class.
+    p_uncond: probability of training an example without its label.
+    null_label: the label of the unconditional model.
+    logsnr_min: lower end of the schedule.
+    logsnr_max: upper end of the schedule.
+
+  Returns:
+    [B] squared error of eps as a mean over the dimensions of x: the paper's
+    squared norm divided by a constant, which Adam does not feel.
+  """
+  key_u, key_eps, key_drop = (fold_in(keys, i) for i in range(3))
+  label = drop_label(key_drop, label, p_uncond=p_uncond, null_label=null_label)
+  u = jax.vmap(jax.random.uniform)(key_u)
+  logsnr = logsnr_schedule(u, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+  eps = normal(key_eps, x.shape[1:])
+  z = diffuse(x, eps, logsnr)
+  error = denoise(z, logsnr, label).eps - eps
+  return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+
+
+# Networks and guidance: DenoiseFn from a network, DenoiseFn from DenoiseFn.
+
+
+def denoiser(network, *, logsnr_min, logsnr_max):
+  """Make a DenoiseFn of an eps-predicting network.
+
+  Args:
+    network: (z, time [B], label [B]) -> eps. Its time is 1000 u(lambda), which
+      lines up with the integer timesteps 0 (clean) to 999 of DDPM and ADM.
+    logsnr_min: lower end of the schedule.
+    logsnr_max: upper end of the schedule.
+
+  Returns:
+    A DenoiseFn.
+  """
+
+  def denoise(z, logsnr, label):
+    u = u_of_logsnr(logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    return Prediction(network(z, 1000.0 * u, label))
+
+  return denoise
+
+
+def classifier_free_guidance(denoise, w, *, null_label, two_passes):
+  """Guide by (1 + w) eps(z, c) - w eps(z), eq. 6.
+
+  Args:
+    denoise: DenoiseFn trained with label dropout.
+    w: guidance strength of the paper, scalar or [B], may be traced; w = 0 is
+      the conditional model and makes no null pass, w = -1 the unconditional
+      one. The other convention is s = 1 + w.
+    null_label: the label of the unconditional model.
+    two_passes: evaluate the two branches one after the other and not as one
+      forward of 2B: the same numbers, whichever the platform runs faster.
+
+  Returns:
+    The guided DenoiseFn. The conditional branch's `v` is passed on.
+  """
+  w = jnp.asarray(w)
+
+  def conditional(z, logsnr, label):
+    prediction = denoise(z, logsnr, label)
+    return prediction, prediction.eps
+
+  def two(z, logsnr, label):
+    eps_null = denoise(z, logsnr, jnp.full_like(label, null_label)).eps
+    return denoise(z, logsnr, label), eps_null
+
+  def one(z, logsnr, label):
+    both = denoise(
+      jnp.concatenate([z, z]),
+      jnp.concatenate([logsnr, logsnr]),
+      jnp.concatenate([label, jnp.full_like(label, null_label)]),
+    )
+    size = z.shape[0]
+    prediction = jax.tree.map(lambda array: array[:size], both)
+    return prediction, both.eps[size:]
+
+  def guided(z, logsnr, label):
+    prediction, eps_null = jax.lax.cond(
+      jnp.any(w != 0),
+      two if two_passes else one,
+      conditional,
+      z,
+      logsnr,
+      label,
+    )
+    weight = _expand(w, z)
+    eps = (1.0 + weight) * prediction.eps - weight * eps_null
+    return prediction._replace(eps=eps)
+
+  return guided
+
+
+# Sampling: Algorithm 2.
+
+
+def clip(x):
+  """Clip predicted x to the data range [-1, 1]: the usual threshold."""
+  return jnp.clip(x, -1.0, 1.0)
+
+
+def no_threshold(x):
+  """Leave predicted x as it is."""
+  return x
+
+
+def predict_x(denoise, z, logsnr, label, *, threshold):
+  """Return (x, v): Algorithm 2, lines 3 and 4, at one log-SNR for all.
+
+  Args:
+    denoise: DenoiseFn.
+    z: [B, ...] noisy images.
+    logsnr: scalar lambda of z.
+    label: [B] int class.
+    threshold: x -> x.
+
+  Returns:
+    Predicted x [B, ...] and the prediction's v or None.
+  """
+  prediction = denoise(z, jnp.full(z.shape[:1], logsnr, z.dtype), label)
+  return threshold(x_from_eps(z, prediction.eps, logsnr)), prediction.v
+
+
+def ancestral_step(
+  denoise, keys, z, logsnr_from, logsnr_to, label, *, v, threshold
+):
+  """Draw z_lambda' from the reverse process, Algorithm 2, lines 3 to 5, eq. 4.
+
+  Args:
+    denoise: DenoiseFn, guided or not.
+    keys: [B] random keys of this step.
+    z: [B, ...] at logsnr_from.
+    logsnr_from: scalar lambda.
+    logsnr_to: scalar lambda' > lambda.
+    label: [B] int class.
+    v: variance interpolation where the prediction has none of its own.
+    threshold: x -> x.
+
+  Returns:
+    z at logsnr_to.
+  """
+  x, own_v = predict_x(denoise, z, logsnr_from, label, threshold=threshold)
+  coefficient_z, coefficient_x, _ = posterior(
+    logsnr_from=logsnr_from, logsnr_to=logsnr_to
+  )
+  log_variance = reverse_log_variance(
+    logsnr_from=logsnr_from,
+    logsnr_to=logsnr_to,
+    v=v if own_v is None else own_v,
+  )
+  mean = coefficient_z * z + coefficient_x * x
+  return mean + jnp.exp(0.5 * log_variance) * normal(keys, z.shape[1:])
+
+
+def ddim_step(denoise, keys, z, logsnr_from, logsnr_to, label, *, threshold):
+  """Move z along the deterministic path of DDIM, arXiv:2010.02502 eq. 12.
+
+  The noise direction is the one that belongs to the thresholded x. Arguments as
+  for `ancestral_step`; keys are not used.
+
+  Returns:
+    z at logsnr_to.
+  """
+  del keys
+  x, _ = predict_x(denoise, z, logsnr_from, label, threshold=threshold)
+  alpha_from, sigma_from = alpha_sigma(logsnr_from)
+  alpha_to, sigma_to = alpha_sigma(logsnr_to)
+  return alpha_to * x + (sigma_to / sigma_from) * (z - alpha_from * x)
+
+
+def sample(step, denoise, keys, label, *, shape, logsnrs, threshold):
+  """Run a sampler from noise to data, Algorithm 2.
+
+  T network evaluations at lambda_1 .. lambda_T, T - 1 transitions; the sample
+  is the predicted x at lambda_T (line 6). The noise of an image depends on its
+  key and the number of the step alone: fold 0 starts it, fold k drives
+  transition k.
+
+  Args:
+    step: step function, such as `ancestral_step` with v and threshold bound.
+    denoise: DenoiseFn, guided or not.
+    keys: [B] random keys, one per image.
+    label: [B] int class.
+    shape: shape of one image.
+    logsnrs: [T] increasing log-SNR, may be traced; see `logsnr_grid`.
+    threshold: x -> x of the last prediction.
+
+  Returns:
+    [B, *shape] samples.
+  """
+
+  def body(z, transition_k):
+    k, logsnr_from, logsnr_to = transition_k
+    z = step(denoise, fold_in(keys, k), z, logsnr_from, logsnr_to, label)
+    return z, None
+
+  z = normal(fold_in(keys, 0), shape)
+  steps = jnp.arange(1, logsnrs.shape[0])
+  z, _ = jax.lax.scan(body, z, (steps, logsnrs[:-1], logsnrs[1:]))
+  x, _ = predict_x(denoise, z, logsnrs[-1], label, threshold=threshold)
+  return x
+
+
+def image_keys(seed, index):
+  """Return the keys [B] of images `index` [B]: fold_in(root(seed), i)."""
+  return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+    index
+  )

@@ -1,0 +1,231 @@
+"""Building blocks of the ADM networks (Dhariwal & Nichol, arXiv:2105.05233).
+
+Module and parameter names are those of guided-diffusion's state dict with "."
+written as "_" before a number, so that a published weight's name can be derived
+from its place in the tree. GroupNorm and softmax statistics and the time
+embedding are float32 whatever the compute dtype.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# PyTorch's default for Conv2d and Linear, U(+-1/sqrt(fan_in)), which ADM keeps.
+_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_NUM_GROUPS = 32
+_EPSILON = 1e-5
+
+
+def conv(features, size, name, dtype, zero=False):
+  """Make a [size, size] convolution that keeps height and width."""
+  return nn.Conv(
+    features,
+    (size, size),
+    padding="SAME",
+    dtype=dtype,
+    kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
+    name=name,
+  )
+
+
+def dense(features, name, dtype, zero=False):
+  """Make a linear layer over the last axis."""
+  return nn.Dense(
+    features,
+    dtype=dtype,
+    kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
+    name=name,
+  )
+
+
+def time_embedding(time, width):
+  """Embed times as sinusoids, cosines first.
+
+  Args:
+    time: [B] float, on the scale 0 to 1000; need not be integers.
+    width: even number of features.
+
+  Returns:
+    [B, width] float32.
+  """
+  half = width // 2
+  frequencies = jnp.exp(-math.log(10_000) / half * jnp.arange(half))
+  angles = time.astype(jnp.float32)[:, None] * frequencies[None]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def upsample(x):
+  """Double height and width by repetition."""
+  batch, height, width, channels = x.shape
+  x = jnp.broadcast_to(
+    x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
+  )
+  return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def downsample(x):
+  """Halve height and width by 2x2 means."""
+  batch, height, width, channels = x.shape
+  assert height % 2 == 0, x.shape
+  assert width % 2 == 0, x.shape
+  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+  return x.mean(axis=(2, 4))
+
+
+_RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
+
+
+class GroupNorm(nn.Module):
+  """Normalise 32 groups of channels in float32, optionally with FiLM.
+
+  Attributes:
+    dtype: of the result.
+  """
+
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, film_scale=None, film_shift=None):
+    """Return GN(x) * (1 + film_scale) + film_shift.
+
+    Args:
+      x: [B, H, W, C].
+      film_scale: None or [B, C].
+      film_shift: None or [B, C].
+
+    Returns:
+      [B, H, W, C] of `dtype`.
+    """
+    channels = x.shape[-1]
+    assert channels % _NUM_GROUPS == 0, (channels, _NUM_GROUPS)
+    weight = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    x = x.astype(jnp.float32)
+    mean, variance = self._moments(x)
+    # One multiply and one add per pixel: XLA fuses them with the SiLU that
+    # follows, where separate normalise, affine and FiLM passes cost memory.
+    a = jax.lax.rsqrt(variance + _EPSILON) * weight  # [B, C]
+    b = bias - mean * a
+    if film_scale is not None:
+      a, b = a * (1.0 + film_scale), b * (1.0 + film_scale) + film_shift
+    return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
+
+  def _moments(self, x):
+    """Return the mean and variance of each channel's group, [B, C] each."""
+    batch, channels = x.shape[0], x.shape[-1]
+    grouped = (batch, _NUM_GROUPS, channels // _NUM_GROUPS)
+    channel_mean = x.mean(axis=(1, 2))  # [B, C]
+    channel_square = jnp.square(x).mean(axis=(1, 2))
+    channel_mean = channel_mean.reshape(grouped)
+    mean = channel_mean.mean(axis=-1, keepdims=True)  # [B, G, 1]
+    # Variance inside the channels plus variance between them: the spread of
+    # the channel means is not lost to the difference of two large numbers.
+    inside = channel_square.reshape(grouped) - jnp.square(channel_mean)
+    between = jnp.square(channel_mean - mean)
+    variance = jnp.maximum(inside, 0.0) + between
+    variance = variance.mean(axis=-1, keepdims=True)
+    return tuple(
+      jnp.broadcast_to(moment, grouped).reshape(batch, channels)
+      for moment in (mean, variance)
+    )
+
+
+def dropout(x, keys, rate):
+  """Zero elements with probability `rate`, each example from its own key.
+
+  Args:
+    x: [B, H, W, C].
+    keys: [B] random keys, or None: no dropout.
+    rate: probability in [0, 1).
+
+  Returns:
+    x scaled by 1 / (1 - rate) where kept.
+  """
+  if keys is None or rate == 0.0:
+    return x
+  keep = jax.vmap(
+    lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:])
+  )(keys)
+  return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+  """BigGAN residual block with FiLM conditioning.
+
+  Attributes:
+    features: channels of the result.
+    resample: "none", "up" or "down".
+    dropout: probability before the last convolution.
+    dtype: of matmuls and convolutions.
+  """
+
+  features: int
+  resample: str
+  dropout: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, embedding, dropout_keys):
+    """Apply the block.
+
+    Args:
+      x: [B, H, W, C].
+      embedding: [B, E] of time and label.
+      dropout_keys: [B] random keys or None.
+
+    Returns:
+      [B, H', W', features].
+    """
+    resample = _RESAMPLE[self.resample]
+    h = nn.silu(GroupNorm(self.dtype, name="in_layers_0")(x))
+    h, x = resample(h), resample(x)
+    h = conv(self.features, 3, "in_layers_2", self.dtype)(h)
+
+    film = dense(2 * self.features, "emb_layers_1", self.dtype)(
+      nn.silu(embedding)
+    )
+    scale, shift = jnp.split(film.astype(jnp.float32), 2, axis=-1)
+    h = nn.silu(GroupNorm(self.dtype, name="out_layers_0")(h, scale, shift))
+    h = dropout(h, dropout_keys, self.dropout)
+    h = conv(self.features, 3, "out_layers_3", self.dtype, zero=True)(h)
+
+    if x.shape[-1] != self.features:
+      x = conv(self.features, 1, "skip_connection", self.dtype)(x)
+    assert h.shape == x.shape, (h.shape, x.shape)
+    return x + h
+
+
+class AttentionBlock(nn.Module):
+  """Self-attention over all pixels with a residual connection.
+
+  Attributes:
+    num_heads: number of heads.
+    new_order: q, k, v are split before the heads (ADM-64) and not after them
+      (ADM-128, "legacy"). Matters for weights from elsewhere only.
+    dtype: of matmuls.
+  """
+
+  num_heads: int
+  new_order: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    """Map [B, H, W, C] to the same shape."""
+    batch, height, width, channels = x.shape
+    assert channels % self.num_heads == 0, (channels, self.num_heads)
+    head = channels // self.num_heads
+    h = GroupNorm(self.dtype, name="norm")(x)
+    qkv = dense(3 * channels, "qkv", self.dtype)(h)
+    if self.new_order:
+      qkv = qkv.reshape(batch, height * width, 3, self.num_heads, head)
+      q, k, v = (qkv[:, :, i] for i in range(3))
+    else:
+      qkv = qkv.reshape(batch, height * width, self.num_heads, 3, head)
+      q, k, v = (qkv[:, :, :, i] for i in range(3))
+    h = jax.nn.dot_product_attention(q, k, v)  # [B, HW, heads, head]
+    h = h.reshape(batch, height, width, channels)
+    return x + dense(channels, "proj_out", self.dtype, zero=True)(h)

@@ -1,0 +1,180 @@
+"""Fill what is missing of a set of samples, then put it together."""
+
+import json
+import time
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfgd import checkpoint
+from cfgd import config as config_lib
+from cfgd import diffusion
+from cfgd import distributed
+from cfgd import files
+from cfgd.data import images as image_ops
+from cfgd.models import unet
+from cfgd.sampling import sampler as sampler_lib
+from cfgd.sampling import store
+
+_GRID_COLUMNS = 10
+_GRID_ROWS = 4
+
+
+def settings(config, step):
+  """Return what the samples depend on, number and batch layout apart."""
+  sampling = config.sampling
+  names = ("sampler", "T", "w", "v", "clip", "seed", "weights")
+  return {
+    "model": config_lib.digest(config_lib.identity(config)),
+    "checkpoint_step": step,
+    "labels": list(sampling.labels),
+    **{name: sampling[name] for name in names},
+  }
+
+
+def folder_of(config, workdir, step):
+  """Return where the samples of these settings live."""
+  what = settings(config, step)
+  name = (
+    f"{what['sampler']}_T{what['T']}_w{what['w']:g}_step{step}"
+    f"-{config_lib.digest(what)}"
+  )
+  return epath.Path(workdir) / "samples" / name
+
+
+def generate(config, workdir):
+  """Make the samples that the config asks for; resumes by chunk.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    workdir: folder of a trained run.
+
+  Returns:
+    Path of the .npz: `arr_0` [N, H, W, C] uint8 and `arr_1` [N] labels, as
+    guided-diffusion's evaluator reads them. A PNG grid lies beside it.
+
+  Raises:
+    errors.UserError: bad config, another run's workdir, no checkpoint.
+    FloatingPointError: a sample is not finite.
+  """
+  config_lib.validate(config, num_devices=jax.device_count())
+  step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
+  config_lib.claim_workdir(config, workdir, write=False)
+  folder = folder_of(config, workdir, step)
+  number = config.sampling.num_samples
+  result = folder / f"samples_{number}.npz"
+  if result.exists():
+    logging.info("Samples are there: %s", result)
+    return result
+
+  chunks = store.missing(folder, number, config.sampling.chunk_size)
+  mine = chunks[jax.process_index() :: jax.process_count()]
+  if mine:
+    _fill(config, workdir, step, folder, mine)
+  distributed.barrier("samples")
+  if distributed.is_lead():
+    _assemble(folder, result, settings(config, step), config)
+  distributed.barrier("samples assembled")
+  return result
+
+
+def _fill(config, workdir, step, folder, chunks):
+  """Sample the chunks and write each as it is done."""
+  sampling = config.sampling
+  draw = _make_draw(config, workdir, step)
+  logging.info(
+    "Sampling %d images: w=%g (s=%g), T=%d, %s.",
+    sum(stop - start for start, stop in chunks),
+    sampling.w,
+    1 + sampling.w,
+    sampling.T,
+    sampling.sampler,
+  )
+  classes = np.array(sampling.labels or range(config.data.num_classes))
+  per_call = sampling.batch_size * jax.local_device_count()
+  total = sum(stop - start for start, stop in chunks)
+  begin, done = time.monotonic(), 0
+  for start, stop in chunks:
+    index = np.arange(start, stop)
+    label = classes[index % len(classes)].astype(np.int32)
+    parts = []
+    for first in range(0, len(index), per_call):
+      part = slice(first, first + per_call)
+      parts.append(draw(index[part], label[part]))
+      done += len(parts[-1])
+      seconds = time.monotonic() - begin
+      logging.log_every_n_seconds(
+        logging.INFO,
+        "%d of %d images, %.1f images/s, ETA %.0f s.",
+        10,
+        done,
+        total,
+        done / seconds,
+        (total - done) * seconds / done,
+      )
+    store.write(folder, start, np.concatenate(parts), label)
+
+
+def _make_draw(config, workdir, step):
+  """Return (index [n], label [n]) -> images [n, H, W, C] uint8."""
+  sampling = config.sampling
+  network = unet.UNet(**config_lib.unet_arguments(config))
+  shape = config_lib.image_shape(config)
+  one = jnp.zeros((1,), jnp.int32)
+  like = jax.eval_shape(
+    network.init, jax.random.key(0), jnp.zeros((1, *shape)), one, one
+  )["params"]
+  params = checkpoint.read_params(workdir, step, like, sampling.weights)
+  params = distributed.replicate_locally(params)
+  schedule = config_lib.logsnr_range(config)
+  run = sampler_lib.make_sampler(
+    network,
+    sampler=sampling.sampler,
+    clip=sampling.clip,
+    shape=shape,
+    null_label=config.data.num_classes,
+    two_passes=sampler_lib.prefers_two_passes(),
+    **schedule,
+  )
+  logsnrs = diffusion.logsnr_grid(sampling.T, **schedule)
+  devices = jax.local_device_count()
+  rows = sampling.batch_size * devices
+
+  def draw(index, label):
+    # The last call is filled up, so that one shape is compiled.
+    padded = distributed.pad(index.astype(np.uint32), rows)
+    labels = distributed.pad(label, rows)
+    images, finite = run(
+      params,
+      *distributed.split((padded, labels), devices),
+      np.uint32(sampling.seed),
+      np.float32(sampling.w),
+      np.float32(sampling.v),
+      logsnrs,
+    )
+    finite = distributed.merge(finite)[: len(index)]
+    if not finite.all():
+      raise FloatingPointError(
+        f"{(~finite).sum()} of {len(index)} samples are not finite (first: "
+        f"image {index[~finite][0]}) at sampling.w={sampling.w}, "
+        f"T={sampling.T}, checkpoint {step} of {workdir}"
+      )
+    return distributed.merge(images)[: len(index)]
+
+  return draw
+
+
+def _assemble(folder, result, what, config):
+  """Write grid.png and, last, the .npz of all chunks."""
+  sampling = config.sampling
+  images, labels = store.read(folder, sampling.num_samples, sampling.chunk_size)
+  picture = image_ops.grid(images[: _GRID_COLUMNS * _GRID_ROWS], _GRID_COLUMNS)
+  files.write_atomic(folder / "grid.png", image_ops.png(picture))
+  files.write_atomic(
+    folder / "settings.json", json.dumps(what, indent=2) + "\n"
+  )
+  with files.open_atomic(result) as file:
+    np.savez(file, images, labels)

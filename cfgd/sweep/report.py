@@ -1,0 +1,435 @@
+"""What a sweep found, as results.csv, report.md and a self-contained HTML page.
+
+The plots have the form of Figures 4 and 5 of Ho & Salimans
+(arXiv:2207.12598). A `Curve` is all that a plot knows, so results from
+elsewhere (printed numbers, another kind of guidance) are one more curve.
+"""
+
+import base64
+import collections
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import html
+import io
+import itertools
+import json
+import math
+import re
+import textwrap
+from typing import Any
+from typing import NamedTuple
+
+from etils import epath
+from matplotlib import figure
+from matplotlib import ticker
+import numpy as np
+from PIL import Image
+
+from cfgd import files
+
+Cell = Mapping[str, Any]
+
+_DPI = 160
+_MAX_GRIDS = 8
+# Okabe & Ito's colours, which colour-blind readers tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_COLUMNS = ("id", "p_uncond", "T", "w", "s", "sampler", "v", "num_samples")
+_STYLE = """
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem;
+  font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+p { max-width: 44rem; margin: .6rem 0; overflow-wrap: anywhere; }
+table { border-collapse: collapse; display: block; overflow-x: auto;
+  font-size: .875rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .2rem 1.1em .2rem 0; text-align: right; }
+tbody { border-top: 1px solid #bbb; }
+.curves, .samples { display: grid; gap: 1.5rem; grid-template-columns:
+  repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.samples { grid-template-columns:
+  repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
+figure { margin: 0; max-width: 40rem; }
+figcaption { font-size: .875rem; margin-top: .4rem; }
+img { display: block; width: 100%; height: auto; }
+.samples img { image-rendering: pixelated; }
+pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{}</style></head>
+<body>
+{}
+</body></html>
+"""
+_BOLD = "Bold: the lowest {} of each (p_uncond, T)."
+_SAMPLES = "The same seeds and labels for every w."
+
+
+class Curve(NamedTuple):
+  """One line of a plot: rows of (w, score, distance) in order of w."""
+
+  label: str
+  points: np.ndarray
+
+
+def table_rows(
+  cells: Sequence[Cell], planned: Sequence[Cell], distance: str
+) -> list[dict[str, Any]]:
+  """Merge finished and planned cells, in order of p_uncond, T and w.
+
+  Args:
+    cells: finished cells; each replaces the planned one of the same id.
+    planned: what the sweep means to run.
+    distance: the metric whose lowest finite value is the best.
+
+  Returns:
+    The rows. Only finished ones have "metrics"; "best" says which one is the
+    best of its (p_uncond, T).
+  """
+  merged = {c["id"]: c for c in [*planned, *cells]}.values()
+  rows = [{**c, "best": False} for c in merged]
+  rows.sort(key=lambda c: (*_group(c), c["w"]))
+  for _, group in itertools.groupby(rows, _group):
+    finite = [r for r in group if math.isfinite(_metric(r, distance))]
+    if finite:
+      min(finite, key=lambda r: _metric(r, distance))["best"] = True
+  return rows
+
+
+def curve(
+  label: str, cells: Sequence[Cell], distance: str, score: str
+) -> Curve:
+  """Turn cells that differ only in w into a curve."""
+  cells = sorted(cells, key=lambda c: c["w"])
+  rows = [(c["w"], _metric(c, score), _metric(c, distance)) for c in cells]
+  return Curve(label, np.array(rows, float))
+
+
+def frontier_figure(
+  curves: Sequence[Curve], distance: str, score: str, title: str
+) -> figure.Figure | None:
+  """Draw distance over score, or return None if no point is finite."""
+  fig = figure.Figure((5.0, 4.2), layout="constrained")
+  return _draw(fig, [(1, 2)], curves, distance, score, title)
+
+
+def over_w_figure(
+  curves: Sequence[Curve], distance: str, score: str, title: str
+) -> figure.Figure | None:
+  """Draw distance and score over w, or return None if no point is finite."""
+  fig = figure.Figure((5.0, 4.2), layout="constrained")
+  return _draw(fig, [(0, 2), (0, 1)], curves, distance, score, title)
+
+
+def samples_figure(cells: Sequence[Cell]) -> figure.Figure:
+  """Set the sample grids of cells side by side, each under its w."""
+  images = [Image.open(io.BytesIO(_grid(c))).convert("RGB") for c in cells]
+  columns = min(4, len(cells))
+  rows = -(-len(cells) // columns)
+  width = max(2.6, images[0].width / _DPI)
+  height = width * images[0].height / images[0].width + 0.35
+  fig = figure.Figure((columns * width, rows * height), layout="constrained")
+  for ax in fig.subplots(rows, columns, squeeze=False).flat:
+    ax.set_axis_off()
+  for ax, cell, image in zip(fig.axes, cells, images, strict=False):
+    ax.imshow(np.asarray(image))
+    ax.set_title(f"w={_both(cell['w'])}", fontsize=10)
+  return fig
+
+
+def write(
+  directory: epath.PathLike,
+  cells: Sequence[Cell],
+  planned: Sequence[Cell],
+  settings: Mapping[str, Any],
+  *,
+  distance: str,
+  score: str,
+  title: str,
+  notes: Sequence[str],
+) -> epath.Path:
+  """Write results.csv, report.md with its figures/, and report.html.
+
+  Args:
+    directory: where to; what an earlier call left there is replaced.
+    cells: finished cells: id, p_uncond, T, w, sampler, v, num_samples, seconds,
+      metrics (name to number), grid_png (a path or None), provenance.
+    planned: id, p_uncond, T and w of every cell that is to run.
+    settings: the configuration, shown in full.
+    distance: the metric that is better when lower, such as "fd_embedded".
+    score: the metric that is better when higher, such as "is_embedded".
+    title: the headline.
+    notes: paragraphs under it: what this is and is not.
+
+  Returns:
+    The path of report.html.
+  """
+  directory = epath.Path(directory)
+  rows = table_rows(cells, planned, distance)
+  done = [r for r in rows if "metrics" in r]
+  names = list(dict.fromkeys(k for c in cells for k in c["metrics"]))
+  names = names or [distance, score]
+  plots = _plots(done, distance, score)
+  grids = _grid_cells(done)
+  notes = [*notes, _progress(rows)]
+  page = [_tag("h1", title), *(_tag("p", k) for k in notes)]
+  page += [_table(rows, names, distance)]
+  page += _gallery("Curves", "", plots.values())
+  shown = [(_caption(c, distance, score), _grid(c)) for c in grids]
+  page += _gallery("Samples", _SAMPLES, shown)
+  page += _settings(settings, done)
+  if grids:
+    plots["samples"] = _SAMPLES, _png(samples_figure(grids))
+  for name, (_, data) in plots.items():
+    files.write_atomic(directory / "figures" / f"{name}.png", data)
+  text = _markdown(title, notes, rows, names, distance, plots)
+  files.write_atomic(directory / "report.md", text.encode())
+  files.write_atomic(directory / "results.csv", _csv(done, names).encode())
+  text = _PAGE.format(html.escape(title), _STYLE, "\n".join(page))
+  files.write_atomic(directory / "report.html", text.encode())
+  return directory / "report.html"
+
+
+def _group(cell):
+  return cell["p_uncond"], cell["T"]
+
+
+def _metric(cell, name):
+  return cell.get("metrics", {}).get(name, math.nan)
+
+
+def _both(w):
+  """Names w in the paper's convention and as the scale s = 1 + w."""
+  return f"{w:g} (s={1 + w:g})"
+
+
+def _number(value):
+  if isinstance(value, str | int | None):
+    return "" if value is None else str(value)
+  plain = value == 0 or 1e-3 <= abs(value) < 1e6 or not math.isfinite(value)
+  return f"{value:.3f}" if plain else f"{value:.2e}"
+
+
+def _progress(rows):
+  """Says how much of the sweep is there and what every cell shares."""
+  done = [r for r in rows if "metrics" in r]
+  kinds = {
+    f"{r['sampler']} sampler, v={r['v']}, {r['num_samples']} samples per cell"
+    for r in done
+  }
+  return "; ".join([f"{len(done)} of {len(rows)} cells", *sorted(kinds)]) + "."
+
+
+def _commonest(cells, *axes):
+  """Finds the values most cells share; of equals low p_uncond, then high T."""
+  cells = sorted(cells, key=lambda c: (c["p_uncond"], -c["T"]))
+  counts = collections.Counter(tuple(c[a] for a in axes) for c in cells)
+  return dict(zip(axes, counts.most_common(1)[0][0], strict=True))
+
+
+def _select(cells, values):
+  return [c for c in cells if all(c[k] == v for k, v in values.items())]
+
+
+def _label(values):
+  return ", ".join(f"{k} = {v:g}" for k, v in values.items())
+
+
+def _plots(cells, distance, score):
+  """Draws what can be drawn: file name to caption and PNG bytes."""
+  if not cells:
+    return {}
+  names = distance, score
+  drawn = {}
+  for axis, other, number in (("p_uncond", "T", 4), ("T", "p_uncond", 5)):
+    fixed = _commonest(cells, other)
+    chosen = _select(cells, fixed)
+    values = [{axis: v} for v in sorted({c[axis] for c in chosen})]
+    lines = [curve(_label(v), _select(chosen, v), *names) for v in values]
+    drawn[f"frontier_{axis}"] = (
+      f"{distance} over {score}, one curve per {axis}, {_label(fixed)}; the "
+      f"numbers are w. The form of the paper's Figure {number}.",
+      frontier_figure(lines, *names, title=_label(fixed)),
+    )
+  main = _commonest(cells, "p_uncond", "T")
+  line = curve(_label(main), _select(cells, main), *names)
+  caption = f"{distance} and {score} over w, {line.label}."
+  drawn["over_w"] = caption, over_w_figure([line], *names, title="")
+  return {k: (text, _png(fig)) for k, (text, fig) in drawn.items() if fig}
+
+
+def _draw(fig, panels, curves, distance, score, title):
+  """Draws all curves in each panel: two columns of their points."""
+  names = "guidance strength w (s = 1 + w)", score, distance
+  for i, (x, y) in enumerate(panels):
+    ax = fig.add_subplot(len(panels), 1, i + 1)
+    lost, drawn, heights = [], [], []
+    for k, (label, points) in enumerate(curves):
+      good = np.isfinite(points[:, [x, y]]).all(axis=1)
+      lost += [f"{label} w={w:g}" for w in points[~good, 0]]
+      style = {"color": _COLOURS[k % 6], "marker": "osD^vP"[k % 6], "ms": 4}
+      ax.plot(*points[good][:, [x, y]].T, label=label, **style)
+      drawn.append(points[good, 0])
+      heights += [*points[good, y]]
+    if not heights:
+      return None
+    if min(heights) > 0 and max(heights) > 20 * min(heights):
+      ax.set_yscale("log")
+      ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      ax.yaxis.set_major_formatter("{x:g}")
+      ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+    lost = ", ".join(lost) and f"not drawn, not finite: {', '.join(lost)}"
+    ax.set_xlabel("\n".join([names[x], *textwrap.wrap(lost, 56)]))
+    ax.set_ylabel(names[y])
+    ax.margins(0.1)
+    ax.grid(color="#e8e8e8", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    if i == 0:
+      legend = {"ncols": 4, "frameon": False, "title": title or None}
+      fig.legend(loc="outside upper left", alignment="left", **legend)
+    if x:
+      _annotate(ax, drawn)
+  return fig
+
+
+def _annotate(ax, strengths):
+  """Writes w beside the points of each line, wherever there is room."""
+  ax.figure.draw_without_rendering()  # Only now is the layout known.
+  scale = 72 / ax.figure.dpi
+  paths = [ax.transData.transform(k.get_xydata()) * scale for k in ax.lines]
+  steps = [np.linspace(*k, 30) for p in paths for k in itertools.pairwise(p)]
+  taken = np.concatenate([*paths, *steps])
+  turns = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)])
+  turns = np.concatenate([turns, np.eye(2), -np.eye(2)])
+  for line, path, ws in zip(ax.lines, paths, strengths, strict=True):
+    # The ends of a curve first: where it is crowded, they say most.
+    for i in sorted(range(len(ws)), key=lambda i: 0 < i < len(ws) - 1):
+      half = np.array([2.1 * len(f"{ws[i]:g}") + 1, 4])
+      for gap, turn in itertools.product((3, 6), turns):
+        offset = turn * (half + gap)
+        if (abs(taken - path[i] - offset) > half + 1).any(axis=1).all():
+          break
+      else:
+        continue
+      box = itertools.product((-1, 0, 1), repeat=2)
+      taken = np.concatenate([taken, path[i] + offset + half * list(box)])
+      style = {"fontsize": 8, "ha": "center", "va": "center"}
+      where = {"xytext": offset, "textcoords": "offset points"}
+      at = line.get_xydata()[i]
+      ax.annotate(f"{ws[i]:g}", at, color=line.get_color(), **where, **style)
+
+
+def _png(fig):
+  out = io.BytesIO()
+  fig.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+  return out.getvalue()
+
+
+def _grid(cell):
+  return epath.Path(cell["grid_png"]).read_bytes()
+
+
+def _grid_cells(cells):
+  """Picks cells of the main curve whose grids to show: spread, and the best."""
+  if not cells:
+    return []
+  main = _select(cells, _commonest(cells, "p_uncond", "T"))
+  paths = [c["grid_png"] and epath.Path(c["grid_png"]) for c in main]
+  main = [c for c, p in zip(main, paths, strict=True) if p and p.exists()]
+  spread = np.linspace(0, len(main) - 1, _MAX_GRIDS).round()
+  return [c for i, c in enumerate(main) if i in spread or c["best"]]
+
+
+def _csv(cells, names):
+  out = io.StringIO()
+  table = csv.writer(out, lineterminator="\n")
+  table.writerow([*_COLUMNS, "seconds", *names])
+  for cell in cells:
+    flat = {**cell, "s": 1 + cell["w"], **cell["metrics"]}
+    table.writerow([flat.get(k) for k in [*_COLUMNS, "seconds", *names]])
+  return out.getvalue()
+
+
+def _header(names):
+  return ["p_uncond", "T", "w", *names, "seconds"]
+
+
+def _texts(row, names, distance, strong):
+  """Writes a row of the table; `strong` is the template for a best value."""
+  first = [f"{row['p_uncond']:g}", f"{row['T']}", _both(row["w"])]
+  if "metrics" not in row:
+    return [*first, "not run", *[""] * len(names)]
+  values = {k: html.escape(_number(row["metrics"].get(k))) for k in names}
+  if row["best"]:
+    values[distance] = strong.format(values[distance])
+  return [*first, *values.values(), f"{row['seconds']:.1f}"]
+
+
+def _markdown(title, notes, rows, names, distance, pictures):
+  def plain(text):
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+  table = [map(plain, _header(names)), ["---:"] * len(_header(names))]
+  table += [_texts(row, names, distance, "**{}**") for row in rows]
+  blocks = [f"# {plain(title)}", *map(plain, notes)]
+  blocks += ["\n".join(f"| {' | '.join(k)} |" for k in table)]
+  blocks += [plain(_BOLD.format(distance))]
+  for name, (caption, _) in pictures.items():
+    blocks += [f"![{name}](figures/{name}.png)", plain(caption)]
+  blocks += ["Settings and provenance are in [report.html](report.html)."]
+  return "\n\n".join(blocks) + "\n"
+
+
+def _tag(name, text):
+  return f"<{name}>{html.escape(str(text))}</{name}>"
+
+
+def _table(rows, names, distance):
+  head = "".join(_tag("th", k) for k in _header(names))
+  out = ["<table>", f"<thead><tr>{head}</tr></thead>"]
+  for _, group in itertools.groupby(rows, _group):
+    out.append("<tbody>")
+    for row in group:
+      texts = _texts(row, names, distance, "<strong>{}</strong>")
+      out.append(f"<tr>{''.join(f'<td>{k}</td>' for k in texts)}</tr>")
+    out.append("</tbody>")
+  return "\n".join([*out, "</table>", _tag("p", _BOLD.format(distance))])
+
+
+def _caption(cell, distance, score):
+  values = [f"{k} {_number(_metric(cell, k))}" for k in (distance, score)]
+  return ", ".join([f"w={_both(cell['w'])}", *values])
+
+
+def _gallery(heading, text, pictures):
+  """Shows pictures, pairs of caption and PNG bytes, as many as fit a row."""
+  if not pictures:
+    return []
+  out = [_tag("h2", heading), *([_tag("p", text)] if text else [])]
+  out += [f'<div class="{heading.lower()}">']
+  for caption, png in pictures:
+    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    image = f'<img alt="{html.escape(caption)}" src="{source}">'
+    out.append(f"<figure>{image}{_tag('figcaption', caption)}</figure>")
+  return [*out, "</div>"]
+
+
+def _settings(settings, cells):
+  """Shows the settings, then what all cells share and what sets them apart."""
+  origins = {c["id"]: dict(c["provenance"]) for c in cells}
+  counts = collections.Counter(
+    (k, json.dumps(v, default=str))
+    for o in origins.values()
+    for k, v in o.items()
+  )
+  shared = {}
+  for key, _ in [k for k, n in counts.items() if n == len(cells)]:
+    shared[key] = [origin.pop(key) for origin in origins.values()][-1]
+  provenance = {"every cell": shared, **{k: o for k, o in origins.items() if o}}
+  out = ["<h2>Settings and provenance</h2>"]
+  for name, value in (("Settings", settings), ("Provenance", provenance)):
+    text = json.dumps(value, indent=2, default=str)
+    out += ["<details>", _tag("summary", name), _tag("pre", text), "</details>"]
+  return out

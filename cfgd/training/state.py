@@ -1,0 +1,103 @@
+"""What training carries from step to step, and how Adam and EMA change it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything that a resumed run needs; no axis for devices.
+
+  Attributes:
+    step: [] int32, steps taken, skipped ones included: the place in the data.
+    skipped: [] int32, steps whose loss or gradient was not finite.
+    params: network parameters, float32.
+    ema_params: their exponential moving average, used for sampling.
+    opt_state: optax state.
+  """
+
+  step: jax.Array
+  skipped: jax.Array
+  params: Any
+  ema_params: Any
+  opt_state: Any
+
+
+def make_optimizer(*, learning_rate, b1, b2, eps, warmup_steps, decay_steps):
+  """Make Adam with linear warm-up and constant or cosine learning rate.
+
+  Args:
+    learning_rate: after the warm-up.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    warmup_steps: steps from 0 to learning_rate.
+    decay_steps: step at which a cosine reaches 0; 0 keeps the rate constant.
+
+  Returns:
+    An optax.GradientTransformation.
+  """
+  if decay_steps:
+    schedule = optax.warmup_cosine_decay_schedule(
+      0.0, learning_rate, warmup_steps, decay_steps
+    )
+  elif warmup_steps:
+    schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+  else:
+    schedule = optax.constant_schedule(learning_rate)
+  return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+
+
+def create(params, optimizer):
+  """Start from fresh parameters; the average starts at them."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
+    params=params,
+    ema_params=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.init(params),
+  )
+
+
+def ema_decay(step, *, decay, warmup):
+  """Return the decay of the moving average at a step.
+
+  With warm-up min(decay, (1 + step) / (10 + step)), so that the random start is
+  soon forgotten in short runs.
+  """
+  if not warmup:
+    return decay
+  return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def update(state, grads, finite, optimizer, decay):
+  """Take one step, or none where the loss or a gradient is not finite.
+
+  Args:
+    state: TrainState.
+    grads: gradient of the loss.
+    finite: [] bool.
+    optimizer: of `make_optimizer`.
+    decay: of the moving average.
+
+  Returns:
+    TrainState with step + 1.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema_params = jax.tree.map(
+    lambda ema, new: ema + (1.0 - decay) * (new - ema), state.ema_params, params
+  )
+  taken = state.replace(
+    params=params, ema_params=ema_params, opt_state=opt_state
+  )
+  state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), taken, state
+  )
+  return state.replace(
+    step=state.step + 1,
+    skipped=state.skipped + jnp.where(finite, 0, 1),
+  )

@@ -1,0 +1,1 @@
+"""Experiments as configs: `base` is complete, the others override it."""

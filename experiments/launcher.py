@@ -1,0 +1,93 @@
+"""What every entry point does around its one call."""
+
+import contextlib
+import logging as python_logging
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import clu
+from ml_collections import config_flags
+
+from cfgd import distributed
+from cfgd import errors
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_CLU = os.path.dirname(clu.__file__)  # progress reports and metrics
+
+
+def define_config(default):
+  """Define --config.
+
+  Args:
+    default: file name in configs/, used wherever the command is run from.
+  """
+  # The overrides of a default config are applied here, those of a given one
+  # while flags are parsed: an unknown field can turn up in either place.
+  with _mistakes_in_one_line():
+    return config_flags.DEFINE_config_file(
+      "config",
+      os.path.join(ROOT, "configs", default),
+      "Config file; override fields by --config.section.field=value.",
+      lock_config=True,
+    )
+
+
+def run(main):
+  """Parse flags, join the other processes, call main(); one line per mistake.
+
+  Args:
+    main: function without arguments.
+  """
+
+  def guarded(argv):
+    if len(argv) > 1:
+      _stop(f"{argv[1]}: unknown argument; options are --name=value")
+    try:
+      distributed.initialize()
+      main()
+    except (errors.UserError, FloatingPointError) as error:
+      _stop(error)
+
+  _set_up_logging()
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv):
+  with _mistakes_in_one_line():
+    rest = flags.FLAGS(argv)
+    # A file that cannot be loaded raises when it is first looked at.
+    flags.FLAGS.config.to_dict()
+    return rest
+
+
+@contextlib.contextmanager
+def _mistakes_in_one_line():
+  try:
+    yield
+  except flags.Error as error:
+    _stop(error)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    _stop(f"--config: {error}")
+
+
+def _set_up_logging():
+  """Log our own progress in full, of libraries what needs attention."""
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(
+    python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+  )
+  handler.addFilter(
+    lambda record: (
+      record.levelno >= python_logging.WARNING
+      or record.pathname.startswith((ROOT, _CLU))
+    )
+  )
+
+
+def _stop(error):
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(2)

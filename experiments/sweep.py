@@ -1,0 +1,28 @@
+"""Sweep guidance strength, label-drop probability and steps.
+
+  python -m experiments.sweep --config=configs/sweep_embedded.py --workdir=DIR
+
+Trains what is missing, then samples and scores cell by cell; the same command
+again continues. Writes results.csv, report.md and report.html into DIR.
+"""
+
+from absl import flags
+from etils import epath
+
+from cfgd.sweep import runner
+from experiments import launcher
+
+_CONFIG = launcher.define_config("sweep_embedded.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.")
+flags.mark_flag_as_required("workdir")
+
+
+def main():
+  """Run the sweep, print its table and where the report is."""
+  path = epath.Path(runner.sweep(_CONFIG.value, _WORKDIR.value))
+  print((path.parent / "report.md").read_text())
+  print(f"Report: {path}")
+
+
+if __name__ == "__main__":
+  launcher.run(main)

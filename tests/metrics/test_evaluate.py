@@ -1,0 +1,114 @@
+"""The feature network of the embedded data, and scores of files of samples."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cfgd import errors
+from cfgd.data import sources
+from cfgd.metrics import evaluate
+from cfgd.metrics import extract
+from tests import conftest
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def reference(workdir):
+  return evaluate.reference(conftest.make_tiny(), workdir)
+
+
+def save(path, images):
+  np.savez(path, images, np.zeros(len(images), np.int64))
+  return path
+
+
+def test_network_is_trained_once(tiny, workdir, reference):
+  path = workdir / "feature_net" / "feature_net.npz"
+  before = path.stat().st_mtime_ns
+  again = evaluate.reference(tiny, workdir)
+  assert path.stat().st_mtime_ns == before
+  assert again[-1] == reference[-1]
+  about = json.loads((path.parent / "feature_net.json").read_text())
+  assert 0 <= about["heldout_accuracy"] <= 1
+  assert about["preprocessing"] == "mnist5k-crop24-area4"
+
+
+def test_network_of_other_images_is_refused(tiny, workdir, reference):
+  tiny.data.image_size = 8
+  with pytest.raises(errors.UserError, match=r"preprocessing='mnist5k.*area4'"):
+    evaluate.reference(tiny, workdir)
+
+
+def test_features_do_not_depend_on_batches(reference):
+  train, _, network, params, _ = reference
+  images = train.images[:37]
+  features, probabilities = extract.extract(
+    network, params, images, batch_size=2
+  )
+  assert features.shape == (37, 8)
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+  whole, _ = extract.extract(network, params, images, batch_size=10)
+  np.testing.assert_allclose(features, whole, atol=1e-5)
+
+
+def test_the_training_images_are_at_distance_zero(tiny, workdir, tmp_path):
+  train = sources.load(
+    "embedded", "train", crop=24, image_size=4, channels=1, num_classes=10
+  )
+  report = evaluate.evaluate(
+    tiny, workdir, save(tmp_path / "train.npz", train.images)
+  )
+  metrics = report["metrics"]
+  assert abs(metrics["fd_embedded"]) < 1e-6
+  assert metrics["fd_embedded_heldout"] > 1e-4
+  assert metrics["precision"] == metrics["recall"] == 1
+  assert report["num_samples"] == 4000
+  assert report["provenance"]["feature_network"].startswith("embedded-")
+
+
+def test_noise_is_far_and_its_metrics_are_kept(tiny, workdir, tmp_path):
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8)
+  path = save(tmp_path / "noise.npz", noise)
+  report = evaluate.evaluate(tiny, workdir, path)
+  assert report["metrics"]["fd_embedded"] > 0.01
+  written = tmp_path / "noise.metrics.json"
+  assert json.loads(written.read_text()) == report
+  before = written.stat().st_mtime_ns
+  assert evaluate.evaluate(tiny, workdir, path) == report
+  assert written.stat().st_mtime_ns == before
+  # Other samples under the same name are scored anew.
+  save(path, noise[::-1] // 2)
+  assert evaluate.evaluate(tiny, workdir, path) != report
+
+
+@pytest.mark.parametrize(
+  ("images", "words"),
+  [
+    (np.zeros((30, 4, 4, 1), np.float32), "float32"),
+    (np.zeros((30, 4, 4, 3), np.uint8), r"\[30, 4, 4, 3\]"),
+    (np.zeros((30, 8, 8, 1), np.uint8), r"\[30, 8, 8, 1\]"),
+    (np.zeros((1, 4, 4, 1), np.uint8), "only 1 images"),
+  ],
+)
+def test_other_arrays_are_refused(tiny, workdir, tmp_path, images, words):
+  path = save(tmp_path / "bad.npz", images)
+  with pytest.raises(errors.UserError, match=words):
+    evaluate.evaluate(tiny, workdir, path)
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_broken_and_missing_files_are_refused(tiny, workdir, tmp_path):
+  with pytest.raises(errors.UserError, match="no such file"):
+    evaluate.evaluate(tiny, workdir, tmp_path / "none.npz")
+  whole = save(tmp_path / "whole.npz", np.zeros((30, 4, 4, 1), np.uint8))
+  (tmp_path / "half.npz").write_bytes(whole.read_bytes()[:300])
+  np.savez(tmp_path / "named.npz", images=np.zeros(3))
+  for name in ("half", "named"):
+    with pytest.raises(errors.UserError, match=r"not an \.npz with images"):
+      evaluate.evaluate(tiny, workdir, tmp_path / f"{name}.npz")

@@ -1,0 +1,393 @@
+"""Tests of cfgd.metrics.scores.
+
+The arrays of golden/fid_is_reference.npz were computed by independent code:
+Frechet distances as the nuclear norm of the centred features (`exact`, which
+agrees with pytorch-fid's calculate_frechet_distance and scipy.linalg.sqrtm to
+the tolerance used here), Inception Scores by improved-gan's rule, KID by its
+formula, and precision and recall by brute force in float64. Features and logits
+are random float32 numbers.
+"""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from cfgd.metrics import scores
+
+_GOLDEN_PATH = pathlib.Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def golden():
+  with np.load(_GOLDEN_PATH / "fid_is_reference.npz") as arrays:
+    return dict(arrays)
+
+
+def _softmax(logits):
+  logits = np.asarray(logits, np.float64)
+  powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+  return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _stream(features, batch):
+  moments = scores.empty_moments(features.shape[1])
+  for start in range(0, len(features), batch):
+    moments = scores.add(moments, features[start : start + batch])
+  return moments
+
+
+def _statistics(features, batch=64):
+  return scores.mean_and_covariance(_stream(features, batch))
+
+
+def _singular_tolerance(cov_1, cov_2):
+  # An eigendecomposition of a singular covariance cannot do better than the
+  # root of float64's rounding.
+  return 1e-4 * (np.trace(cov_1) + np.trace(cov_2)) / 100
+
+
+def test_moments_match_numpy(golden):
+  x = golden["fid_full_x"].astype(np.float64)
+  mean, cov = _statistics(x, batch=37)
+  np.testing.assert_allclose(mean, x.mean(axis=0), rtol=0, atol=1e-13)
+  np.testing.assert_allclose(cov, np.cov(x, rowvar=False), rtol=0, atol=1e-13)
+  np.testing.assert_array_equal(cov, cov.T)
+
+
+def test_moments_survive_a_large_mean():
+  # Exact in float64 before and after the offset, so only the accumulation can
+  # lose digits: raw sums of squares would be off by 1e-3 here.
+  x = np.random.default_rng(0).integers(-512, 512, (500, 8)) / 1024
+  _, cov = _statistics(x + 2.0**20, batch=33)
+  np.testing.assert_allclose(cov, np.cov(x, rowvar=False), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 123, 499, 500])
+def test_merge_equals_the_whole(golden, cut):
+  x = golden["fid_full_x"]
+  merged = scores.merge(_stream(x[:cut], 50), _stream(x[cut:], 50))
+  whole = _stream(x, len(x))
+  assert merged.count == whole.count == 500
+  np.testing.assert_allclose(merged.mean, whole.mean, rtol=0, atol=1e-13)
+  np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=0, atol=1e-10)
+
+
+# NumPy only warns of the mean of no rows.
+@pytest.mark.filterwarnings("error")
+def test_empty_batch_and_empty_merge_change_nothing(golden):
+  x = golden["fid_full_x"]
+  moments = _stream(x, 100)
+  assert scores.add(moments, x[:0]) is moments
+  nothing = scores.merge(scores.empty_moments(32), scores.empty_moments(32))
+  assert nothing.count == 0
+  assert np.isfinite(nothing.mean).all()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 500])
+def test_distance_does_not_depend_on_the_batch_size(golden, batch):
+  distance = scores.frechet_distance(
+    *_statistics(golden["fid_full_x"], batch),
+    *_statistics(golden["fid_full_y"], batch),
+  )
+  np.testing.assert_allclose(distance, golden["fid_full_exact"], rtol=1e-9)
+
+
+def test_frechet_shift_is_its_squared_length(golden):
+  x = golden["fid_full_x"].astype(np.float64)
+  distance = scores.frechet_distance(
+    *_statistics(x), *_statistics(x + golden["fid_shift_vector"])
+  )
+  np.testing.assert_allclose(distance, golden["fid_shift_exact"], rtol=1e-9)
+  np.testing.assert_allclose(
+    distance, golden["fid_shift_closed_form"], rtol=1e-9
+  )
+
+
+def test_frechet_diagonal_closed_form(golden):
+  distance = scores.frechet_distance(
+    golden["fid_diag_mu1"],
+    np.diag(golden["fid_diag_var1"]),
+    golden["fid_diag_mu2"],
+    np.diag(golden["fid_diag_var2"]),
+  )
+  np.testing.assert_allclose(
+    distance, golden["fid_diag_closed_form"], rtol=1e-9
+  )
+
+
+@pytest.mark.parametrize("case", ["rankdef", "lowrank"])
+def test_frechet_singular(golden, case):
+  mean_1, cov_1 = _statistics(golden[f"fid_{case}_x"])
+  mean_2, cov_2 = _statistics(golden[f"fid_{case}_y"])
+  distance = scores.frechet_distance(mean_1, cov_1, mean_2, cov_2)
+  np.testing.assert_allclose(
+    distance,
+    golden[f"fid_{case}_exact"],
+    rtol=0,
+    atol=_singular_tolerance(cov_1, cov_2),
+  )
+
+
+def test_frechet_identical(golden):
+  for case in ("full", "rankdef"):
+    suffix = "" if case == "full" else f"_{case}"
+    mean, cov = _statistics(golden[f"fid_{case}_x"])
+    # Only the singular one loses digits.
+    tolerance = 1e-9 if case == "full" else _singular_tolerance(cov, cov)
+    distance = scores.frechet_distance(mean, cov, mean, cov)
+    expected = golden[f"fid_identical{suffix}_exact"]
+    np.testing.assert_allclose(distance, expected, rtol=0, atol=tolerance)
+
+
+def test_frechet_2048_features_with_a_cached_root(golden):
+  statistics = []
+  check = []
+  for seed, count in zip(
+    golden["fid_2048_seeds"], golden["fid_2048_n"], strict=True
+  ):
+    normal = np.random.default_rng(seed).standard_normal((count, 2048))
+    features = np.maximum(normal * 0.5 + 0.3, 0).astype(np.float32)
+    check.append(features.sum(dtype=np.float64))
+    statistics.append(_statistics(features))
+  np.testing.assert_allclose(check, golden["fid_2048_check"], rtol=1e-12)
+  (mean_1, cov_1), (mean_2, cov_2) = statistics
+  distance = scores.frechet_distance(
+    mean_1, cov_1, mean_2, cov_2, root_1=scores.symmetric_root(cov_1)
+  )
+  np.testing.assert_allclose(
+    distance,
+    golden["fid_2048_exact"],
+    rtol=0,
+    atol=_singular_tolerance(cov_1, cov_2),
+  )
+
+
+def test_frechet_uses_the_given_root(golden):
+  first = _statistics(golden["fid_full_x"])
+  second = _statistics(golden["fid_full_y"])
+  root = scores.symmetric_root(first[1])
+  np.testing.assert_allclose(root @ root, first[1], rtol=0, atol=1e-13)
+  own = scores.frechet_distance(*first, *second)
+  given = scores.frechet_distance(*first, *second, root_1=root)
+  assert given == own
+  without_cross = scores.frechet_distance(
+    *first, *second, root_1=np.zeros_like(root)
+  )
+  delta = first[0] - second[0]
+  expected = delta @ delta + np.trace(first[1]) + np.trace(second[1])
+  np.testing.assert_allclose(without_cross, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_splits", [1, 5, 10])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_inception_score_matches_reference(golden, num_splits, dtype):
+  probs = _softmax(golden["is_logits"]).astype(dtype)
+  mean, std = scores.inception_score(probs, num_splits)
+  name = f"splits{num_splits}"
+  np.testing.assert_allclose(mean, golden[f"is_mean_{name}"], rtol=1e-6)
+  np.testing.assert_allclose(std, golden[f"is_std_{name}"], rtol=1e-5)
+  edges = [i * len(probs) // num_splits for i in range(num_splits + 1)]
+  for i, expected in enumerate(golden[f"is_scores_{name}"]):
+    part = probs[edges[i] : edges[i + 1]]
+    np.testing.assert_allclose(
+      scores.inception_score(part, 1), (expected, 0.0), rtol=1e-6
+    )
+
+
+def test_inception_score_counts_zero_times_log_zero_as_zero(golden):
+  scale = float(golden["is_peaked_logit_scale"])
+  probs = _softmax(scale * golden["is_logits"]).astype(np.float32)
+  assert (probs == 0).mean() > 0.5
+  mean, std = scores.inception_score(probs, 10)
+  np.testing.assert_allclose(mean, golden["is_peaked_mean"], rtol=1e-6)
+  np.testing.assert_allclose(std, golden["is_peaked_std"], rtol=1e-5)
+
+
+def test_inception_score_extremes():
+  classes = 20
+  sure = np.eye(classes)[np.arange(10 * classes) % classes]
+  np.testing.assert_allclose(
+    scores.inception_score(sure, 10), (classes, 0.0), rtol=1e-12, atol=1e-12
+  )
+  unsure = np.full((50, classes), 1 / classes)
+  np.testing.assert_allclose(
+    scores.inception_score(unsure, 5), (1.0, 0.0), rtol=1e-12, atol=1e-12
+  )
+
+
+def test_inception_score_of_one_split_ignores_the_order(golden):
+  probs = _softmax(golden["is_logits"])
+  shuffled = np.random.default_rng(1).permutation(probs)
+  np.testing.assert_allclose(
+    scores.inception_score(shuffled, 1),
+    scores.inception_score(probs, 1),
+    rtol=1e-12,
+  )
+
+
+@pytest.mark.parametrize("order_seed", range(3))
+def test_inception_score_with_rng_ignores_the_order(golden, order_seed):
+  probs = _softmax(golden["is_logits"]).astype(np.float32)
+  # Ties in a column must not let the stored order through.
+  probs = np.concatenate([probs, probs[:100], np.eye(40, dtype=np.float32)])
+  shuffled = np.random.default_rng(order_seed).permutation(probs)
+  assert scores.inception_score(shuffled, 10) != scores.inception_score(
+    probs, 10
+  )
+  assert scores.inception_score(
+    shuffled, 10, np.random.default_rng(7)
+  ) == scores.inception_score(probs, 10, np.random.default_rng(7))
+
+
+def test_inception_score_with_rng_mends_samples_stored_by_class():
+  labels = np.repeat(np.arange(20), 500)
+  noise = np.random.default_rng(0).standard_normal((len(labels), 20))
+  probs = _softmax(noise + 6.0 * np.eye(20)[labels])
+  by_class, _ = scores.inception_score(probs, 10)
+  permuted, _ = scores.inception_score(probs, 10, np.random.default_rng(0))
+  together, _ = scores.inception_score(probs, 1)
+  assert by_class < 0.2 * together
+  # 10 splits of 1000 rows: the class shares vary by a few percent.
+  np.testing.assert_allclose(permuted, together, rtol=0.02)
+
+
+def test_inception_score_rng_draws_other_splits(golden):
+  probs = _softmax(golden["is_logits"])
+  first = scores.inception_score(probs, 10, np.random.default_rng(0))
+  second = scores.inception_score(probs, 10, np.random.default_rng(1))
+  assert first != second
+
+
+_PR_CASES = [("a", 1), ("a", 3), ("a", 5), ("b", 3), ("modes", 3), ("dup", 3)]
+
+
+@pytest.mark.parametrize(("case", "k"), _PR_CASES)
+@pytest.mark.parametrize("block_rows", [1, 32, 1000])
+def test_precision_recall_exactly(golden, case, k, block_rows):
+  real, fake = golden[f"pr_{case}_ref"], golden[f"pr_{case}_sample"]
+  precision, recall = scores.precision_recall(real, fake, k, block_rows)
+  assert precision == golden[f"pr_{case}_k{k}_precision"]
+  assert recall == golden[f"pr_{case}_k{k}_recall"]
+
+
+@pytest.mark.parametrize(("case", "k"), _PR_CASES)
+def test_neighbour_radii(golden, case, k):
+  for side in ("ref", "sample"):
+    expected = golden[f"pr_{case}_k{k}_radii2_{side}"]
+    radii = scores.neighbour_radii(golden[f"pr_{case}_{side}"], k, 64)
+    np.testing.assert_allclose(radii, expected, rtol=1e-9)
+    np.testing.assert_array_equal(radii == 0, expected == 0)
+  assert (golden["pr_dup_k3_radii2_ref"] == 0).any()
+
+
+def test_precision_recall_sees_duplicates_at_radius_zero():
+  # Values that are not exact in binary: the expanded square rounds away from 0.
+  points = np.random.default_rng(0).standard_normal((12, 300)) + 5.0
+  copies = np.repeat(points, 4, axis=0)
+  assert (scores.neighbour_radii(copies, 3) == 0).all()
+  assert scores.precision_recall(copies, copies, 3, 7) == (1.0, 1.0)
+  assert scores.precision_recall(copies, copies + 1e-3, 3, 7) == (0.0, 0.0)
+
+
+def test_precision_and_recall_are_not_swapped():
+  # Fake rows within one of two far real clusters: all are precise, half of the
+  # real rows are covered.
+  rng = np.random.default_rng(0)
+  near, far = rng.uniform(size=(2, 200, 2))
+  fake = rng.uniform(0.2, 0.8, (400, 2))
+  real = np.concatenate([near, far + 100.0])
+  precision, recall = scores.precision_recall(real, fake, 5)
+  assert precision == 1.0
+  assert 0.1 < recall <= 0.5
+
+
+@pytest.mark.parametrize("block_rows", [7, 1000])
+def test_kernel_distance(golden, block_rows):
+  x, y = golden["fid_full_x"], golden["fid_full_y"]
+  np.testing.assert_allclose(
+    scores.kernel_distance(x, y, block_rows),
+    golden["kid_full_unbiased"],
+    rtol=1e-5,
+  )
+  for i, expected in enumerate(golden["kid_blocks100"]):
+    rows = slice(100 * i, 100 * (i + 1))
+    np.testing.assert_allclose(
+      scores.kernel_distance(x[rows], y[rows], block_rows), expected, rtol=1e-5
+    )
+
+
+def _with_value(value):
+  features = np.ones((4, 3))
+  features[2, 1] = value
+  return features
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_refused(value):
+  bad, good = _with_value(value), np.ones((4, 3))
+  with pytest.raises(ValueError, match=r"features\[2, 1\]=.*must be finite"):
+    scores.add(scores.empty_moments(3), bad)
+  with pytest.raises(ValueError, match=r"real\[2, 1\]="):
+    scores.precision_recall(bad, good, 1)
+  with pytest.raises(ValueError, match=r"fake\[2, 1\]="):
+    scores.kernel_distance(good, bad)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_covariance_of_fewer_than_two_rows_is_refused(rows):
+  moments = scores.add(scores.empty_moments(3), np.ones((rows, 3)))
+  with pytest.raises(ValueError, match=rf"count={rows}: .* at least 2"):
+    scores.mean_and_covariance(moments)
+
+
+def test_features_of_another_size_are_refused():
+  three, four = np.ones((5, 3)), np.ones((5, 4))
+  with pytest.raises(ValueError, match="3 and 4 features"):
+    scores.add(scores.empty_moments(3), four)
+  with pytest.raises(ValueError, match="3 and 4 features"):
+    scores.precision_recall(three, four, 1)
+  with pytest.raises(ValueError, match="3 and 4 features"):
+    scores.frechet_distance(*_statistics(three), *_statistics(four))
+  with pytest.raises(ValueError, match=r"must be \[rows, features\]"):
+    scores.add(scores.empty_moments(3), three[0])
+
+
+def test_frechet_refuses_bad_statistics():
+  mean, cov = np.zeros(3), np.eye(3)
+  with pytest.raises(ValueError, match=r"mean_1, cov_1: shapes"):
+    scores.frechet_distance(mean, cov[0], mean, cov)
+  with pytest.raises(ValueError, match="mean_2, cov_2: a value is not finite"):
+    scores.frechet_distance(mean, cov, mean, cov * np.nan)
+
+
+@pytest.mark.parametrize("num_splits", [-1, 0, 6])
+def test_splits_must_fit(num_splits):
+  with pytest.raises(ValueError, match=rf"num_splits={num_splits}: must be"):
+    scores.inception_score(np.full((5, 2), 0.5), num_splits)
+
+
+@pytest.mark.parametrize(
+  "row", [[3.0, -2.0], [0.5, 0.6], [np.nan, 1.0], [0.0, 0.0]]
+)
+def test_rows_that_are_no_distribution_are_refused(row):
+  probs = np.array([[0.5, 0.5], row])
+  with pytest.raises(ValueError, match=r"probs\[1\]: .*must be a distrib"):
+    scores.inception_score(probs, 1)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_neighbour_must_exist(k):
+  # Among the other rows of its own set, of which there are three.
+  with pytest.raises(ValueError, match=rf"k={k}: must be from 1 to 3"):
+    scores.neighbour_radii(np.ones((4, 2)), k)
+
+
+def test_unbiased_kernel_distance_needs_two_rows():
+  with pytest.raises(ValueError, match="1 and 5 rows"):
+    scores.kernel_distance(np.ones((1, 2)), np.ones((5, 2)))
+
+
+def test_block_rows_must_be_positive():
+  with pytest.raises(ValueError, match="block_rows=-3"):
+    scores.neighbour_radii(np.ones((5, 2)), 1, -3)

@@ -1,0 +1,226 @@
+"""Samples: one compilation, image i from (seed, i), chunks that survive."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfgd import checkpoint
+from cfgd import diffusion
+from cfgd import distributed
+from cfgd import errors
+from cfgd.sampling import generate
+from cfgd.sampling import sampler
+from cfgd.sampling import store
+from cfgd.training import loop
+
+RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
+
+
+class Scaled:
+  """A network of one number that counts how often it is traced."""
+
+  def __init__(self):
+    self.traces = 0
+
+  def apply(self, variables, z, time, label):
+    self.traces += 1
+    shade = (label[:, None, None, None] + 1) / 11
+    return (
+      variables["params"]
+      * jnp.tanh(z + time[:, None, None, None] / 1e3)
+      * shade
+    )
+
+
+def make(network, **changes):
+  arguments = {
+    "sampler": "ancestral",
+    "clip": True,
+    "shape": (2, 2, 1),
+    "null_label": 10,
+    "two_passes": True,
+    **RANGE,
+  }
+  return sampler.make_sampler(network, **arguments | changes)
+
+
+def draw(run, index, *, seed=0, w=0.3, v=0.3, num_steps=4, devices=4):
+  index = np.array(index, np.uint32)
+  rows = -(-len(index) // devices) * devices
+  padded = distributed.pad(index, rows)
+  images, finite = run(
+    np.float32(0.5),
+    *distributed.split((padded, (padded % 10).astype(np.int32)), devices),
+    np.uint32(seed),
+    np.float32(w),
+    np.float32(v),
+    diffusion.logsnr_grid(num_steps, **RANGE),
+  )
+  assert distributed.merge(finite).all()
+  return distributed.merge(images)[: len(index)]
+
+
+def test_one_compilation_serves_every_w_v_seed_and_range():
+  network = Scaled()
+  run = make(network)
+  draw(run, range(8))
+  first = network.traces
+  for w, v, seed in ((0.0, 0.2, 1), (4.0, 1.0, 2), (-1.0, 0.0, 3)):
+    draw(run, range(8), w=w, v=v, seed=seed)
+  assert network.traces == first
+  assert make(network) is run
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("two_passes", [True, False])
+def test_image_i_is_a_function_of_seed_and_i(name, two_passes):
+  run = make(Scaled(), sampler=name, two_passes=two_passes)
+  whole = draw(run, range(12))
+  np.testing.assert_array_equal(draw(run, [7]), whole[[7]])
+  np.testing.assert_array_equal(draw(run, [11, 3, 0]), whole[[11, 3, 0]])
+  assert (draw(run, range(12), seed=1) != whole).any()
+
+
+def test_both_forms_of_guidance_give_the_same_images():
+  one, two = (make(Scaled(), two_passes=flag) for flag in (False, True))
+  np.testing.assert_array_equal(draw(one, range(8)), draw(two, range(8)))
+
+
+def test_w_changes_the_images_and_zero_is_conditional():
+  run = make(Scaled())
+  assert (draw(run, range(8), w=2.0) != draw(run, range(8), w=0.0)).any()
+
+
+def test_values_that_are_not_finite_are_reported():
+  class Broken(Scaled):
+    def apply(self, variables, z, time, label):
+      bad = (label == 3)[:, None, None, None]
+      return jnp.where(bad, jnp.nan, z)
+
+  run = make(Broken())
+  index = np.arange(8, dtype=np.uint32)
+  _, finite = run(
+    np.float32(1),
+    *distributed.split((index, index.astype(np.int32)), 4),
+    np.uint32(0),
+    np.float32(0),
+    np.float32(0.3),
+    diffusion.logsnr_grid(3, **RANGE),
+  )
+  np.testing.assert_array_equal(distributed.merge(finite), index != 3)
+
+
+def test_store_is_filled_by_chunks(tmp_path):
+  assert store.ranges(10, 4) == [(0, 4), (4, 8), (8, 10)]
+  images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
+  store.write(tmp_path, 4, images[4:8], np.arange(4, 8))
+  assert store.missing(tmp_path, 10, 4) == [(0, 4), (8, 10)]
+  store.write(tmp_path, 8, images[8:], np.arange(8, 10))
+  store.write(tmp_path, 0, images[:4], np.arange(4))
+  assert store.missing(tmp_path, 10, 4) == []
+  read, labels = store.read(tmp_path, 10, 4)
+  np.testing.assert_array_equal(read, images)
+  np.testing.assert_array_equal(labels, np.arange(10))
+  assert not list(tmp_path.glob(".tmp*"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  from tests import conftest
+
+  config = conftest.make_tiny()
+  workdir = tmp_path_factory.mktemp("trained")
+  loop.train(config, workdir)
+  return config, workdir
+
+
+@pytest.fixture
+def config(trained):
+  return trained[0].copy_and_resolve_references()
+
+
+def images_of(path):
+  with np.load(path) as arrays:
+    assert arrays.files == ["arr_0", "arr_1"]
+    return arrays["arr_0"], arrays["arr_1"]
+
+
+def test_generate_writes_what_evaluators_read(config, trained):
+  path = generate.generate(config, trained[1])
+  images, labels = images_of(path)
+  assert images.shape == (22, 4, 4, 1)
+  assert images.dtype == np.uint8
+  np.testing.assert_array_equal(labels, np.arange(22) % 10)
+  assert (path.parent / "grid.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_generate_resumes_by_chunk(config, trained, monkeypatch):
+  config.sampling.w = 0.7
+  path = generate.generate(config, trained[1])
+  images, _ = images_of(path)
+  path.unlink()
+  (path.parent / "chunk_0000012_0000022.npz").unlink()
+  written = []
+  write = store.write
+  monkeypatch.setattr(
+    store, "write", lambda *args: (written.append(args[1]), write(*args))
+  )
+  np.testing.assert_array_equal(
+    images_of(generate.generate(config, trained[1]))[0], images
+  )
+  assert written == [12]
+  generate.generate(config, trained[1])
+  assert written == [12]
+
+
+def test_batch_and_chunk_sizes_do_not_change_the_images(config, trained):
+  config.sampling.w = 1.5
+  path = generate.generate(config, trained[1])
+  images, _ = images_of(path)
+  for chunk in path.parent.glob("*.npz"):
+    chunk.unlink()
+  config.sampling.batch_size, config.sampling.chunk_size = 3, 7
+  again = generate.generate(config, trained[1])
+  assert again == path
+  np.testing.assert_array_equal(images_of(again)[0], images)
+
+
+def test_labels_can_be_chosen(config, trained):
+  config.sampling.labels = (7, 2)
+  _, labels = images_of(generate.generate(config, trained[1]))
+  np.testing.assert_array_equal(labels, np.tile([7, 2], 11))
+
+
+def test_other_weights_and_steps_are_other_samples(config, trained):
+  paths = {generate.generate(config, trained[1])}
+  config.sampling.weights = "raw"
+  paths.add(generate.generate(config, trained[1]))
+  config.sampling.checkpoint_step = 1
+  paths.add(generate.generate(config, trained[1]))
+  assert len(paths) == 3
+
+
+def test_nothing_is_written_on_bad_input(config, trained, tmp_path):
+  with pytest.raises(errors.UserError, match="no checkpoint"):
+    generate.generate(config, tmp_path)
+  config.sampling.w = -2.0
+  with pytest.raises(errors.UserError, match=r"sampling\.w"):
+    generate.generate(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_broken_weights_end_the_run_and_leave_no_samples(
+  config, trained, monkeypatch
+):
+  def read(*args):
+    return jax.tree.map(lambda leaf: leaf * np.nan, original(*args))
+
+  original = checkpoint.read_params
+  monkeypatch.setattr(checkpoint, "read_params", read)
+  config.sampling.seed = 99
+  with pytest.raises(FloatingPointError, match=r"first: image 0.*w=0.3"):
+    generate.generate(config, trained[1])
+  step = checkpoint.find_step(trained[1], -1)
+  folder = generate.folder_of(config, trained[1], step)
+  assert not folder.exists()

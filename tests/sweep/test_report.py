@@ -1,0 +1,237 @@
+import base64
+import csv
+from html import parser
+import io
+import math
+import pathlib
+import re
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from cfgd.sweep import report
+
+# A prototype's numbers on the embedded data: w, distance, score.
+MAIN = [
+  (0, 2.12, 8.07),
+  (0.1, 1.41, 8.43),
+  (0.3, 0.92, 8.91),
+  (0.5, 1.41, 9.32),
+  (1, 4.7, 9.75),
+  (4, 18.5, 9.9),
+]
+OTHER = [(0.2, 32, 0.3, 1.0, 8.8), (0.1, 8, 0.3, 3.0, 8.5)]
+HOSTILE = 'a <script src="x"> | & "title"'
+
+
+def make_cell(folder, p_uncond, steps, w, distance, score):
+  name = f"p{p_uncond:g}_T{steps}_w{w:g}"
+  pixels = np.random.default_rng(0).integers(0, 255, (24, 120), np.uint8)
+  Image.fromarray(pixels).save(folder / f"{name}.png")
+  return {
+    "id": name,
+    "p_uncond": p_uncond,
+    "T": steps,
+    "w": w,
+    "sampler": "ancestral",
+    "v": 0.3,
+    "num_samples": 1000,
+    "metrics": {"fd_embedded": distance, "is_embedded": score},
+    "grid_png": str(folder / f"{name}.png"),
+    "provenance": {"config": "abc", "weights": "<ema>", "step": 500 + steps},
+    "seconds": 21.3,
+  }
+
+
+@pytest.fixture
+def cells(tmp_path):
+  rows = [(0.1, 32, *row) for row in MAIN] + OTHER
+  return [make_cell(tmp_path, *row) for row in rows]
+
+
+@pytest.fixture
+def planned(cells):
+  extra = {"id": "p0.5_T32_w0.3", "p_uncond": 0.5, "T": 32, "w": 0.3}
+  return [*cells[::-1], extra]
+
+
+def run(folder, cells, planned, **changes):
+  settings = {"sampling": {"w": 0.3, "name": "<b>"}, "seed": 0}
+  names = {"distance": "fd_embedded", "score": "is_embedded"}
+  text = {"title": "A sweep", "notes": ["Not a benchmark."]}
+  options = {**names, **text, **changes}
+  path = report.write(folder / "out", cells, planned, settings, **options)
+  assert path.name == "report.html"
+  return path.parent
+
+
+class Page(parser.HTMLParser):
+  """Collects what a page refers to and checks that its tags balance."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags, self.sources, self.text = [], [], [], ""
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    if tag not in ("meta", "img"):
+      self.open.append(tag)
+    assert "href" not in dict(attrs)
+    self.sources += [v for k, v in attrs if k == "src"]
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_csv_round_trips_every_value(tmp_path, cells, planned):
+  cells[0]["metrics"]["fd_embedded"] = 1 / 3
+  cells[1]["metrics"] = {"fd_embedded": math.inf, "recall": np.float32(0.1)}
+  text = (run(tmp_path, cells, planned) / "results.csv").read_text()
+  rows = {row["id"]: row for row in csv.DictReader(io.StringIO(text))}
+  assert len(rows) == len(cells)
+  for cell in cells:
+    row = rows[cell["id"]]
+    for key in ("p_uncond", "T", "w", "v", "num_samples", "seconds"):
+      assert float(row[key]) == cell[key]
+    assert float(row["s"]) == 1 + cell["w"]
+    assert row["sampler"] == "ancestral"
+    for key in ("fd_embedded", "is_embedded", "recall"):
+      if key in cell["metrics"]:
+        assert np.float32(row[key]) == np.float32(cell["metrics"][key])
+      else:
+        assert row[key] == ""
+  assert float(rows[cells[0]["id"]]["fd_embedded"]) == 1 / 3
+
+
+def test_rows_are_ordered_and_the_best_of_each_group_marked(cells, planned):
+  cells[0]["metrics"]["fd_embedded"] = -math.inf
+  cells[1]["metrics"]["fd_embedded"] = math.nan
+  rows = report.table_rows(cells, planned, "fd_embedded")
+  order = [(r["p_uncond"], r["T"], r["w"]) for r in rows]
+  assert order == sorted(order)
+  assert len(order) == 9
+  best = {r["id"] for r in rows if r["best"]}
+  assert best == {"p0.1_T8_w0.3", "p0.1_T32_w0.3", "p0.2_T32_w0.3"}
+  assert "best" not in cells[0]
+
+
+def test_markdown_has_every_planned_cell_and_its_figures(
+  tmp_path, cells, planned
+):
+  folder = run(tmp_path, cells, planned)
+  text = (folder / "report.md").read_text()
+  lines = [k for k in text.splitlines() if k.startswith("| 0")]
+  assert len(lines) == len(planned)
+  assert len({k.count("|") for k in lines}) == 1
+  assert "| 0.1 | 32 | 0.3 (s=1.3) | **0.920** | 8.910 | 21.3 |" in lines
+  assert "| 0.5 | 32 | 0.3 (s=1.3) | not run |  |  |" in lines
+  assert text.count("not run") == 1
+  assert "8 of 9 cells" in text
+  assert "Not a benchmark." in text
+  links = re.findall(r"\]\((figures/.*?)\)", text)
+  names = ["frontier_p_uncond", "frontier_T", "over_w", "samples"]
+  assert links == [f"figures/{name}.png" for name in names]
+  for link in links:
+    Image.open(folder / link).verify()
+
+
+def test_html_is_whole_and_needs_nothing_else(tmp_path, cells, planned):
+  text = (run(tmp_path, cells, planned) / "report.html").read_text()
+  assert not re.search(r"https?://|<script|url\(|@import", text)
+  page = Page(text)
+  assert len(page.sources) == 3 + len(MAIN)
+  for source in page.sources:
+    head, data = source.split(",")
+    assert head == "data:image/png;base64"
+    Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
+  assert text.count("<strong>0.920</strong>") == 1
+  assert text.count("<strong>") == 3
+  for part in (
+    "w=0.3 (s=1.3), fd_embedded 0.920",
+    '"<b>"',
+    '"weights": "<ema>',
+  ):
+    assert part in page.text
+
+
+def test_hostile_text_is_escaped(tmp_path, cells, planned):
+  changes = {"title": HOSTILE, "notes": [HOSTILE + "\n# more"]}
+  folder = run(tmp_path, cells, planned, **changes)
+  page = Page((folder / "report.html").read_text())
+  assert "script" not in page.tags
+  assert page.text.count(HOSTILE) == 3
+  text = (folder / "report.md").read_text()
+  assert "\n# more" not in text
+  assert r'# a \<script src="x"\> \| &' in text
+
+
+def test_values_that_are_not_finite_are_shown(tmp_path, cells, planned):
+  cells[0]["metrics"]["fd_embedded"] = math.nan
+  cells[5]["metrics"]["fd_embedded"] = math.inf
+  folder = run(tmp_path, cells, planned)
+  page = (folder / "report.html").read_text()
+  assert "<td>nan</td>" in page
+  assert "<td>inf</td>" in page
+  text = (folder / "report.md").read_text()
+  assert "| nan | 8.070 |" in text
+  assert "| inf | 9.900 |" in text
+
+
+def test_points_that_are_not_finite_are_named_below_the_plot():
+  points = np.array([[0, 8, 2], [1, 9, np.nan]])
+  names = {"distance": "fd", "score": "is", "title": ""}
+  figure = report.frontier_figure([report.Curve("a", points)], **names)
+  assert "not finite: a w=1" in figure.axes[0].get_xlabel()
+  lost = report.Curve("a", points[1:])
+  assert report.frontier_figure([lost], **names) is None
+  assert report.frontier_figure([], **names) is None
+
+
+@pytest.mark.parametrize(("highest", "scale"), [(19, "linear"), (21, "log")])
+def test_a_wide_spread_makes_the_axis_logarithmic(highest, scale):
+  line = report.Curve("a", np.array([[0, 8, 1], [1, 9, highest]]))
+  figure = report.frontier_figure([line], "fd", "is", "")
+  assert figure.axes[0].get_yscale() == scale
+
+
+def test_curves_join_points_in_order_of_w(cells):
+  line = report.curve("a", cells[5::-1], "fd_embedded", "is_embedded")
+  assert line.points.tolist() == [[w, s, d] for w, d, s in MAIN]
+
+
+def test_no_finished_cell_is_a_report_too(tmp_path, planned):
+  plan = [{k: c[k] for k in ("id", "p_uncond", "T", "w")} for c in planned]
+  folder = run(tmp_path, [], plan)
+  page = Page((folder / "report.html").read_text())
+  assert page.text.count("not run") == len(plan)
+  assert page.sources == []
+  text = (folder / "report.md").read_text()
+  assert "0 of 9 cells" in text
+  assert text.count("not run") == len(plan)
+  assert len((folder / "results.csv").read_text().splitlines()) == 1
+
+
+def test_a_grid_that_is_missing_stops_nothing(tmp_path, cells, planned):
+  cells[0]["grid_png"] = None
+  cells[1]["grid_png"] = str(tmp_path / "gone.png")
+  page = Page((run(tmp_path, cells, planned) / "report.html").read_text())
+  assert len(page.sources) == 3 + len(MAIN) - 2
+
+
+def test_rewriting_gives_the_same_bytes_and_leaves_no_other_file(
+  tmp_path, cells, planned
+):
+  contents = []
+  for _ in range(2):
+    folder = run(tmp_path, cells, planned)
+    paths = [p for p in pathlib.Path(folder).rglob("*") if p.is_file()]
+    contents.append({str(p): p.read_bytes() for p in paths})
+  assert contents[0] == contents[1]
+  assert len(contents[0]) == 3 + 4

@@ -1,0 +1,119 @@
+"""The grid, and a sweep that does no work twice."""
+
+import csv
+
+import pytest
+
+from cfgd import errors
+from cfgd.sampling import generate
+from cfgd.sweep import grid
+from cfgd.sweep import runner
+from tests import conftest
+
+
+def test_cells_are_a_union_in_the_order_that_saves_work():
+  cells = grid.cells(
+    {
+      "main": {"p_uncond": (0.5, 0.1), "T": (8,), "w": (1, 0)},
+      "more": {"p_uncond": (0.1,), "T": (8, 4), "w": (0,)},
+    }
+  )
+  assert [cell.id for cell in cells] == [
+    *("p0.1_T4_w0", "p0.1_T8_w0", "p0.1_T8_w1", "p0.5_T8_w0", "p0.5_T8_w1"),
+  ]
+
+
+def small_sweep():
+  config = conftest.make_tiny()
+  config.sweep.grids.main.T = (3,)
+  config.sweep.grids.main.w = (0.0, 0.5)
+  del config.sweep.grids.p_uncond
+  config.sweep.grids.T = {"p_uncond": (0.5,), "T": (2,), "w": (1.0,)}
+  return config
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("sweep")
+  return workdir, runner.sweep(small_sweep(), workdir)
+
+
+def rows(workdir):
+  with (workdir / "results.csv").open() as file:
+    return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def test_a_sweep_trains_samples_scores_and_reports(swept):
+  workdir, report = swept
+  assert set(rows(workdir)) == {"p0.1_T3_w0", "p0.1_T3_w0.5", "p0.5_T2_w1"}
+  assert {path.name for path in (workdir / "runs").iterdir()} == {
+    *("p0.1", "p0.5"),
+  }
+  text = report.read_text()
+  assert "0.5 (s=1.5)" in text
+  assert "not run" not in text
+  assert float(rows(workdir)["p0.1_T3_w0"]["fd_embedded"]) >= 0
+
+
+def test_the_same_call_does_no_work_twice(swept, monkeypatch):
+  workdir, _ = swept
+  before = (workdir / "results.csv").read_text()
+  monkeypatch.setattr(runner, "_run", None)
+  runner.sweep(small_sweep(), workdir)
+  assert (workdir / "results.csv").read_text() == before
+
+
+def test_only_missing_cells_are_run_and_give_the_same(swept):
+  workdir, _ = swept
+  before = rows(workdir)
+  (lost,) = (workdir / "cells").glob("p0.1_T3_w0.5-*")
+  kept = {
+    path: path.stat().st_mtime_ns
+    for path in workdir.glob("cells/*/metrics.json")
+    if path.parent != lost
+  }
+  (lost / "metrics.json").unlink()
+  runner.sweep(small_sweep(), workdir)
+  assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+  metrics = ("fd_embedded", "is_embedded", "precision", "recall")
+  for cell, row in rows(workdir).items():
+    assert [row[name] for name in metrics] == [
+      before[cell][name] for name in metrics
+    ]
+
+
+def test_other_settings_are_other_cells(swept):
+  workdir, _ = swept
+  config = small_sweep()
+  (cell, *_) = grid.cells(config.sweep.grids)
+  folder = runner.folder_of(config, workdir, cell)
+  config.sampling.num_samples = 30
+  assert runner.folder_of(config, workdir, cell) != folder
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
+  sample = generate.generate
+
+  def fail(config, workdir):
+    if config.sampling.w == 0:
+      raise FloatingPointError("made to fail")
+    return sample(config, workdir)
+
+  monkeypatch.setattr(generate, "generate", fail)
+  with pytest.raises(RuntimeError, match=r"1 cells failed.*p0\.1_T3_w0"):
+    runner.sweep(small_sweep(), tmp_path)
+  assert set(rows(tmp_path)) == {"p0.1_T3_w0.5", "p0.5_T2_w1"}
+  (note,) = tmp_path.glob("cells/*/error.txt")
+  assert "made to fail" in note.read_text()
+  assert "not run" in (tmp_path / "report.md").read_text()
+
+
+def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
+  config = small_sweep()
+  config.sweep.grids.main.w = (0.0, -2.0)
+  with pytest.raises(errors.UserError, match=r"sampling\.w=-2"):
+    runner.sweep(config, tmp_path)
+  config.sweep.grids = {}
+  with pytest.raises(errors.UserError, match="names no cell"):
+    runner.sweep(config, tmp_path)
+  assert not list(tmp_path.iterdir())

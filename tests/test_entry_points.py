@@ -1,0 +1,163 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+  "--config.data.image_size=4",
+  "--config.model.channel_mult=1,",
+  "--config.model.attention_resolutions=4,",
+  "--config.train.batch_size=8",
+  "--config.train.steps=2",
+  "--config.train.checkpoint_every=1",
+  "--config.train.sample_every=2",
+  "--config.sampling.num_samples=20",
+  "--config.sampling.batch_size=5",
+  "--config.sampling.chunk_size=10",
+  "--config.sampling.T=3",
+  "--config.metrics.num_splits=2",
+  "--config.metrics.feature_net.steps=40",
+)
+TINY_GRIDS = (
+  "--config.sweep.grids.main.T=3,",
+  "--config.sweep.grids.main.w=0.0,1.0",
+  "--config.sweep.grids.p_uncond.T=2,",
+  "--config.sweep.grids.p_uncond.w=0.5,",
+  "--config.sweep.grids.T.T=2,",
+  "--config.sweep.grids.T.w=0.5,",
+)
+
+
+def start(name, *arguments):
+  return subprocess.Popen(
+    [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(name, *arguments):
+  process = start(name, *arguments)
+  out, err = process.communicate(timeout=240)
+  return process.returncode, out, err
+
+
+def succeed(name, *arguments):
+  code, out, err = run(name, *arguments)
+  assert code == 0, err
+  return out, err
+
+
+def fail(words, name, *arguments):
+  code, _, err = run(name, *arguments)
+  assert code not in (0, None)
+  errors = [line for line in err.splitlines() if line.startswith("error:")]
+  assert len(errors) == 1, err
+  assert words in errors[0], err
+  assert "Traceback" not in err, err
+
+
+def everything(folder):
+  return {
+    path: path.stat().st_mtime_ns
+    for path in pathlib.Path(folder).rglob("*")
+    if path.is_file()
+  }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("trained")
+  _, err = succeed("train", f"--workdir={workdir}", *TINY)
+  assert "loss=" in err
+  assert "4 devices (cpu), batch 8 = 2 per device" in err
+  return workdir
+
+
+def test_train_resumes_by_the_same_command(trained):
+  before = everything(trained)
+  _, err = succeed("train", f"--workdir={trained}", *TINY)
+  assert "Trained already: step 2" in err
+  assert everything(trained) == before
+
+
+def test_sample_and_evaluate(trained):
+  more = ("--config.sampling.w=0.3", f"--workdir={trained}", *TINY)
+  out, err = succeed("sample", *more)
+  assert "w=0.3 (s=1.3)" in err
+  path = pathlib.Path(out.strip())
+  with np.load(path) as arrays:
+    assert arrays["arr_0"].shape == (20, 4, 4, 1)
+  out, _ = succeed("evaluate", f"--samples={path}", *more)
+  report = json.loads(out)
+  assert {"fd_embedded", "fd_embedded_heldout", "recall"} <= set(
+    report["metrics"]
+  )
+  assert not any("fid" in name for name in report["metrics"])
+
+
+@pytest.mark.parametrize(
+  ("words", "name", "more"),
+  [
+    ("batch_sise", "train", ["--config.train.batch_sise=3"]),
+    ("nonesuch", "train", ["--config.nonesuch=3"]),
+    (
+      "must be divisible by the 4 devices",
+      "train",
+      ["--config.train.batch_size=6"],
+    ),
+    ("made with another config", "train", ["--config.seed=5"]),
+    ("must be a number of at least -1", "sample", ["--config.sampling.w=-1.2"]),
+    ("must be at least 2", "sample", ["--config.sampling.T=1"]),
+    ("must be in 0..9", "sample", ["--config.sampling.labels=10,"]),
+    ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),
+    ("invalid literal", "sample", ["--config.sampling.T=abc"]),
+    ("no such file", "evaluate", ["--samples=none.npz"]),
+  ],
+)
+def test_mistakes_end_in_one_line(trained, words, name, more):
+  before = everything(trained)
+  fail(words, name, f"--workdir={trained}", *TINY, *more)
+  assert everything(trained) == before
+
+
+def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path):
+  fail("no checkpoint in", "sample", f"--workdir={tmp_path}", *TINY)
+  fail("none.py", "train", "--config=configs/none.py", f"--workdir={tmp_path}")
+  fail("workdir", "train", *TINY)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
+  command = ("sweep", f"--workdir={tmp_path}", *TINY, *TINY_GRIDS)
+  process = start(*command)
+  deadline = time.monotonic() + 200
+  while not list(tmp_path.glob("cells/*/metrics.json")):
+    assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  done = everything(tmp_path / "cells")
+  assert not (tmp_path / "runs/p0.5/config.json").exists()
+
+  out, _ = succeed(*command)
+  after = everything(tmp_path / "cells")
+  finished = [path for path in done if path.name == "metrics.json"]
+  assert finished
+  assert all(after[path] == done[path] for path in finished)
+  assert len(list(tmp_path.glob("cells/*/metrics.json"))) == 4
+  assert f"Report: {tmp_path / 'report.html'}" in out
+  assert "| 0.5 (s=1.5) |" in out

@@ -1,0 +1,136 @@
+"""Imports point down: docs/design.md's table, read from the source."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# What each module may import from the project. Anything not listed is
+# forbidden; errors and files may be imported by all.
+EVERYONE = {"errors", "files"}
+ALLOWED = {
+  "errors": set(),
+  "files": set(),
+  # L0
+  "diffusion": set(),
+  "distributed": set(),
+  "config": set(),
+  "models.blocks": set(),
+  "models.feature_net": set(),
+  "data.images": set(),
+  "data.embedded": set(),
+  "training.state": set(),
+  "sampling.store": set(),
+  "metrics.scores": set(),
+  "sweep.grid": set(),
+  # L1
+  "checkpoint": {"distributed"},
+  "models.unet": {"models.blocks"},
+  "data.sources": {"data.images", "data.embedded"},
+  "data.pipeline": {"data.sources", "data.images", "distributed"},
+  "sweep.report": set(),
+  # L2
+  "training.steps": {"diffusion", "training.state"},
+  "sampling.sampler": {"diffusion"},
+  "metrics.extract": {"models.feature_net", "distributed"},
+  # L3: three fronts that meet through files only.
+  "training.loop": {
+    *("config", "checkpoint", "diffusion", "distributed"),
+    *("data.images", "data.pipeline", "data.sources", "models.unet"),
+    *("sampling.sampler", "training.state", "training.steps"),
+  },
+  "sampling.generate": {
+    *("config", "checkpoint", "diffusion", "distributed"),
+    *("data.images", "models.unet", "sampling.sampler", "sampling.store"),
+  },
+  "metrics.feature_training": {
+    *("distributed", "data.pipeline", "metrics.extract"),
+    *("models.feature_net", "training.state", "training.steps"),
+  },
+  "metrics.evaluate": {
+    *("config", "distributed", "data.sources", "metrics.extract"),
+    *("metrics.feature_training", "metrics.scores"),
+  },
+  # L4
+  "sweep.runner": {
+    *("config", "distributed", "sweep.grid", "sweep.report"),
+    *("training.loop", "sampling.generate", "metrics.evaluate"),
+  },
+}
+LAST_LIGHT_LEVEL = "metrics.extract"  # of L2
+HEAVY = {"tensorflow", "torch", "tensorflow_datasets", "clu"}
+
+
+def imports(path):
+  """Return the modules that a file imports, as dotted names."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f"{path}: relative import"
+      found |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return found
+
+
+def modules():
+  for path in sorted((ROOT / "cfgd").rglob("*.py")):
+    if path.name != "__init__.py":
+      name = ".".join(path.relative_to(ROOT / "cfgd").with_suffix("").parts)
+      yield name, path
+
+
+def test_every_module_has_its_place():
+  assert {name for name, _ in modules()} == set(ALLOWED)
+
+
+def test_the_table_itself_points_down():
+  order = list(ALLOWED)
+  for name, below in ALLOWED.items():
+    for other in below:
+      assert order.index(other) < order.index(name), (name, other)
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_imports_point_down(name, path):
+  ours = {
+    module.removeprefix("cfgd.")
+    for module in imports(path)
+    if module.startswith("cfgd.")
+  }
+  allowed = ALLOWED[name] | (EVERYONE if name not in EVERYONE else set())
+  assert ours <= allowed, f"{name} must not import {sorted(ours - allowed)}"
+  outside = {module.split(".")[0] for module in imports(path)}
+  assert not outside & {"configs", "experiments"}
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_below_the_fronts_nothing_is_heavy(name, path):
+  order = list(ALLOWED)
+  if order.index(name) <= order.index(LAST_LIGHT_LEVEL):
+    outside = {module.split(".")[0] for module in imports(path)}
+    assert not outside & HEAVY
+
+
+def test_pmap_stays_in_its_three_rooms():
+  users = {name for name, path in modules() if "jax.pmap" in path.read_text()}
+  assert users == {"training.steps", "sampling.sampler", "metrics.extract"}
+
+
+def test_flags_live_in_experiments_alone():
+  for name, path in modules():
+    assert "absl.flags" not in imports(path), name
+
+
+def test_configs_import_only_configs():
+  for path in (ROOT / "configs").glob("*.py"):
+    outside = {module.split(".")[0] for module in imports(path)}
+    assert outside <= {"configs", "ml_collections"}, path
+
+
+def test_entry_points_are_short():
+  for path in (ROOT / "experiments").glob("*.py"):
+    if path.name != "launcher.py":
+      assert len(path.read_text().splitlines()) <= 60, path

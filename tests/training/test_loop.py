@@ -1,0 +1,112 @@
+"""Real short trainings: resume to the bit, workdirs, runs that diverge."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cfgd import checkpoint
+from cfgd import errors
+from cfgd.training import loop
+
+
+def final(config, workdir):
+  """Return the newest state in a workdir as NumPy arrays."""
+  optim = tuple(sorted(config.optim.items()))
+  network = loop.unet.UNet(**loop.config_lib.unet_arguments(config))
+  like = loop._initial_state(network, optim, config)
+  checkpoints = checkpoint.Checkpointer(workdir, keep=3, keep_every=0)
+  state = checkpoints.restore_newest(like)
+  checkpoints.close()
+  return state
+
+
+def assert_equal(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_resume_equals_the_straight_run_bit_for_bit(tiny, tmp_path):
+  tiny.model.dropout = 0.2
+  tiny.data.flip = True
+  tiny.train.steps = 5
+  loop.train(tiny, tmp_path / "straight")
+  for steps in (2, 3, 5):
+    tiny.train.steps = steps
+    loop.train(tiny, tmp_path / "resumed")
+  straight, resumed = (
+    final(tiny, tmp_path / name) for name in ("straight", "resumed")
+  )
+  assert straight.step == 5
+  assert_equal(straight, resumed)
+  moved = jax.tree.map(
+    lambda a, b: not np.array_equal(a, b),
+    straight.params,
+    straight.ema_params,
+  )
+  assert any(jax.tree.leaves(moved))
+
+
+def test_a_finished_run_is_left_alone(tiny, tmp_path):
+  loop.train(tiny, tmp_path)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  loop.train(tiny, tmp_path)
+  after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  assert set(before) == set(after)
+  folders = {path for path in before if path.is_dir()}
+  assert all(before[path] == after[path] for path in set(before) - folders)
+
+
+def test_another_config_is_refused_before_anything_is_written(tiny, tmp_path):
+  loop.train(tiny, tmp_path)
+  before = sorted(tmp_path.rglob("*"))
+  tiny.optim.learning_rate = 1.0
+  tiny.train.steps = 4
+  with pytest.raises(errors.UserError, match=r"optim.learning_rate: 0.002"):
+    loop.train(tiny, tmp_path)
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_checkpoints_say_what_they_are(tiny, tmp_path):
+  tiny.train.steps = 4
+  tiny.train.keep = 2
+  loop.train(tiny, tmp_path)
+  assert checkpoint.steps(tmp_path) == [3, 4]
+  meta = json.loads((tmp_path / "checkpoints/4/meta/metadata").read_text())
+  assert meta["preprocessing"] == "mnist5k-crop24-area4"
+
+
+def test_parameters_are_read_alone(tiny, tmp_path):
+  loop.train(tiny, tmp_path)
+  state = final(tiny, tmp_path)
+  for weights, desired in (("ema", state.ema_params), ("raw", state.params)):
+    like = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), desired
+    )
+    assert_equal(checkpoint.read_params(tmp_path, 2, like, weights), desired)
+
+
+def test_missing_checkpoints_are_named(tiny, tmp_path):
+  with pytest.raises(errors.UserError, match="no checkpoint in"):
+    checkpoint.find_step(tmp_path, -1)
+  loop.train(tiny, tmp_path)
+  assert checkpoint.find_step(tmp_path, -1) == 2
+  with pytest.raises(errors.UserError, match=r"=7: .* checkpoints at 1, 2"):
+    checkpoint.find_step(tmp_path, 7)
+
+
+def test_a_run_that_diverges_ends_and_names_its_checkpoint(tiny, tmp_path):
+  tiny.train.steps = 30
+  tiny.train.max_skipped = 3
+  tiny.optim.learning_rate = 1e30
+  with pytest.raises(
+    FloatingPointError, match=r"train.max_skipped=3; last checkpoint: step \d"
+  ):
+    loop.train(tiny, tmp_path)
+
+
+def test_tensorboard_and_grids_are_written(tiny, tmp_path):
+  tiny.train.sample_every = 2
+  loop.train(tiny, tmp_path)
+  assert list(tmp_path.glob("events.out.tfevents.*"))
+  assert (tmp_path / "grids/step_00000002.png").read_bytes()[1:4] == b"PNG"

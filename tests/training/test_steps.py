@@ -1,0 +1,193 @@
+"""The pmapped step on four devices, the average, and skipped steps."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cfgd import diffusion
+from cfgd import distributed
+from cfgd.training import state as state_lib
+from cfgd.training import steps
+
+
+def make_optimizer(**changes):
+  arguments = {
+    "learning_rate": 0.1,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "warmup_steps": 0,
+    "decay_steps": 0,
+  }
+  return state_lib.make_optimizer(**arguments | changes)
+
+
+def quadratic(params, keys, batch, traced):
+  """Pull w to each example's value, with noise from its key."""
+  noise = diffusion.normal(keys, ())
+  return (params["w"] - batch["image"] + 0.1 * noise) ** 2 * traced["scale"]
+
+
+def make_batch(number=8):
+  return {
+    "image": np.linspace(-1, 2, number, dtype=np.float32),
+    "row": np.arange(number, dtype=np.int32),
+  }
+
+
+def run(num_steps, batch, scale=1.0, split=4):
+  optimizer = make_optimizer()
+  step = steps.make_train_step(
+    quadratic, optimizer, seed=0, ema_decay=0.9, ema_warmup=False
+  )
+  params = {"w": jnp.float32(3)}
+  state = distributed.replicate(state_lib.create(params, optimizer))
+  history = []
+  for _ in range(num_steps):
+    state, metrics = step(
+      state, distributed.split(batch, split), {"scale": np.float32(scale)}
+    )
+    history.append(jax.device_get(metrics))
+  return jax.device_get(state), history
+
+
+def test_four_devices_take_the_step_of_one_batch():
+  """Against the same update written out, on the whole batch at once."""
+  assert jax.local_device_count() == 4
+  state, history = run(3, make_batch())
+  optimizer = make_optimizer()
+  params, ema = {"w": jnp.float32(3)}, 3.0
+  opt_state = optimizer.init(params)
+  batch = make_batch()
+  for i in range(3):
+    key = jax.random.fold_in(jax.random.key(0), i)
+    keys = jnp.stack([jax.random.fold_in(key, row) for row in range(8)])
+    loss, grads = jax.value_and_grad(
+      lambda params, keys=keys: quadratic(
+        params, keys, batch, {"scale": 1.0}
+      ).mean()
+    )(params)
+    np.testing.assert_allclose(history[i]["loss"], loss, rtol=1e-6)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    params = optax.apply_updates(params, updates)
+    ema = 0.9 * ema + 0.1 * params["w"]
+  np.testing.assert_allclose(state.params["w"], params["w"], rtol=1e-6)
+  np.testing.assert_allclose(state.ema_params["w"], ema, rtol=1e-6)
+  assert (state.step, state.skipped) == (3, 0)
+
+
+def test_state_has_no_device_axis_and_is_donated():
+  optimizer = make_optimizer()
+  step = steps.make_train_step(
+    lambda params, keys, batch, traced: quadratic(
+      params, keys, batch, traced
+    ).mean(axis=0),
+    optimizer,
+    seed=0,
+    ema_decay=0.9,
+    ema_warmup=False,
+  )
+  params = {"w": jnp.ones((5, 1))}
+  state = distributed.replicate(state_lib.create(params, optimizer))
+  new, _ = step(
+    state, distributed.split(make_batch(), 4), {"scale": np.float32(1)}
+  )
+  assert new.params["w"].shape == (5, 1)
+  assert state.params["w"].is_deleted()
+  assert new.params["w"].is_fully_replicated
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(poison):
+  batch = make_batch()
+  batch["image"][5] = poison  # on one device only
+  state, history = run(2, batch)
+  assert (state.step, state.skipped) == (2, 2)
+  assert history[-1]["skipped"] == 2
+  assert not np.isfinite(history[0]["loss"])
+  assert state.params["w"] == state.ema_params["w"] == 3
+  for leaf in jax.tree.leaves(state):
+    assert np.isfinite(leaf).all()
+
+
+def test_traced_settings_do_not_recompile():
+  calls = []
+
+  def loss(params, keys, batch, traced):
+    calls.append(1)
+    return quadratic(params, keys, batch, traced)
+
+  optimizer = make_optimizer()
+  step = steps.make_train_step(
+    loss, optimizer, seed=0, ema_decay=0.9, ema_warmup=False
+  )
+  for scale in (1.0, 0.5, 0.0):
+    state = distributed.replicate(
+      state_lib.create({"w": jnp.float32(1)}, optimizer)
+    )
+    step(
+      state,
+      distributed.split(make_batch(), 4),
+      {"scale": np.float32(scale)},
+    )
+    if scale == 1.0:
+      first = len(calls)
+  assert len(calls) == first
+
+
+def test_ema_decay_warms_up():
+  decay = lambda i: state_lib.ema_decay(i, decay=0.995, warmup=True)  # noqa: E731
+  np.testing.assert_allclose(decay(0), 0.1)
+  np.testing.assert_allclose(decay(90), 0.91)
+  np.testing.assert_allclose(decay(100_000), 0.995)
+  assert state_lib.ema_decay(0, decay=0.9, warmup=False) == 0.9
+
+
+def rates(optimizer, number):
+  """Return the sizes of Adam's first steps under a constant gradient."""
+  params = jnp.float32(0)
+  opt_state = optimizer.init(params)
+  sizes = []
+  for _ in range(number):
+    update, opt_state = optimizer.update(jnp.float32(1), opt_state)
+    sizes.append(-float(update))
+  return sizes
+
+
+def test_learning_rate_schedules():
+  np.testing.assert_allclose(rates(make_optimizer(), 3), 0.1, rtol=1e-4)
+  warm = rates(make_optimizer(warmup_steps=4), 6)
+  np.testing.assert_allclose(warm, [0, 0.025, 0.05, 0.075, 0.1, 0.1], atol=1e-5)
+  cosine = rates(make_optimizer(warmup_steps=2, decay_steps=10), 11)
+  np.testing.assert_allclose(cosine[2], 0.1, rtol=1e-4)
+  np.testing.assert_allclose(cosine[6], 0.05, rtol=1e-3)
+  np.testing.assert_allclose(cosine[10], 0.0, atol=1e-6)
+
+
+def test_every_example_has_its_own_key():
+  seen = []
+
+  def loss(params, keys, batch, traced):
+    jax.debug.callback(
+      lambda data: seen.append(np.array(data)), jax.random.key_data(keys)
+    )
+    return quadratic(params, keys, batch, traced)
+
+  optimizer = make_optimizer()
+  step = steps.make_train_step(
+    loss, optimizer, seed=0, ema_decay=0.9, ema_warmup=False
+  )
+  state = distributed.replicate(
+    state_lib.create({"w": jnp.float32(1)}, optimizer)
+  )
+  for _ in range(2):
+    state, _ = step(
+      state, distributed.split(make_batch(), 4), {"scale": np.float32(1)}
+    )
+  jax.effects_barrier()
+  keys = {tuple(key) for key in np.concatenate(seen).reshape(-1, 2)}
+  assert len(keys) == 16, list(itertools.islice(keys, 3))
