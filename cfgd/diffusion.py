@@ -449,7 +449,7 @@ def sample(step, denoise, keys, label, *, shape, logsnrs, threshold):
   """Run a sampler from noise to data, Algorithm 2.
 
   T network evaluations at lambda_1 .. lambda_T, T - 1 transitions; the sample
-  is the predicted x at lambda_T (line 6). The noise of an image depends on its
+  is the predicted x at lambda_T (line 5). The noise of an image depends on its
   key and the number of the step alone: fold 0 starts it, fold k drives
   transition k.
 

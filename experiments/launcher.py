@@ -15,7 +15,13 @@ from cfgd import distributed
 from cfgd import errors
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_CLU = os.path.dirname(clu.__file__)  # progress reports and metrics
+# Whose progress is shown: ours, and clu's reports. Not all of ROOT: it may hold
+# the virtual environment.
+_SHOWN = (
+  os.path.join(ROOT, "cfgd"),
+  os.path.join(ROOT, "experiments"),
+  os.path.dirname(clu.__file__),
+)
 
 
 def define_config(default):
@@ -83,7 +89,7 @@ def _set_up_logging():
   handler.addFilter(
     lambda record: (
       record.levelno >= python_logging.WARNING
-      or record.pathname.startswith((ROOT, _CLU))
+      or record.pathname.startswith(_SHOWN)
     )
   )
 

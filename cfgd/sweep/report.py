@@ -153,43 +153,32 @@ def write(
   """Write results.csv, report.md with its figures/, and report.html.
 
   Args:
-    directory: where to; what an earlier call left there is replaced.
-    cells: finished cells: id, p_uncond, T, w, sampler, v, num_samples, seconds,
-      metrics (name to number), grid_png (a path or None), provenance.
+    directory: where to write them.
+    cells: finished cells, with metrics, grid_png (path or None), provenance.
     planned: id, p_uncond, T and w of every cell that is to run.
     settings: the configuration, shown in full.
-    distance: the metric that is better when lower, such as "fd_embedded".
-    score: the metric that is better when higher, such as "is_embedded".
+    distance: name of the metric that is better when lower.
+    score: name of the metric that is better when higher.
     title: the headline.
     notes: paragraphs under it: what this is and is not.
 
   Returns:
     The path of report.html.
   """
-  directory = epath.Path(directory)
   rows = table_rows(cells, planned, distance)
   done = [r for r in rows if "metrics" in r]
   names = list(dict.fromkeys(k for c in cells for k in c["metrics"]))
-  names = names or [distance, score]
-  plots = _plots(done, distance, score)
+  table = rows, names or [distance, score], distance
+  head = title, [*notes, _progress(rows)]
   grids = _grid_cells(done)
-  notes = [*notes, _progress(rows)]
-  page = [_tag("h1", title), *(_tag("p", k) for k in notes)]
-  page += [_table(rows, names, distance)]
-  page += _gallery("Curves", "", plots.values())
-  shown = [(_caption(c, distance, score), _grid(c)) for c in grids]
-  page += _gallery("Samples", _SAMPLES, shown)
-  page += _settings(settings, done)
-  if grids:
-    plots["samples"] = _SAMPLES, _png(samples_figure(grids))
-  for name, (_, data) in plots.items():
-    files.write_atomic(directory / "figures" / f"{name}.png", data)
-  text = _markdown(title, notes, rows, names, distance, plots)
-  files.write_atomic(directory / "report.md", text.encode())
-  files.write_atomic(directory / "results.csv", _csv(done, names).encode())
-  text = _PAGE.format(html.escape(title), _STYLE, "\n".join(page))
-  files.write_atomic(directory / "report.html", text.encode())
-  return directory / "report.html"
+  plots = _plots(done, grids, distance, score)
+  page = _html(head, table, plots, grids, score, _settings(settings, done))
+  out = {f"figures/{name}.png": png for name, (_, png) in plots.items()}
+  out |= {"results.csv": _csv(done, names), "report.html": page}
+  out["report.md"] = _markdown(head, table, plots)
+  for name, data in out.items():
+    files.write_atomic(epath.Path(directory) / name, data)
+  return epath.Path(directory) / "report.html"
 
 
 def _group(cell):
@@ -237,7 +226,7 @@ def _label(values):
   return ", ".join(f"{k} = {v:g}" for k, v in values.items())
 
 
-def _plots(cells, distance, score):
+def _plots(cells, grids, distance, score):
   """Draws what can be drawn: file name to caption and PNG bytes."""
   if not cells:
     return {}
@@ -257,6 +246,7 @@ def _plots(cells, distance, score):
   line = curve(_label(main), _select(cells, main), *names)
   caption = f"{distance} and {score} over w, {line.label}."
   drawn["over_w"] = caption, over_w_figure([line], *names, title="")
+  drawn["samples"] = _SAMPLES, samples_figure(grids) if grids else None
   return {k: (text, _png(fig)) for k, (text, fig) in drawn.items() if fig}
 
 
@@ -280,18 +270,25 @@ def _draw(fig, panels, curves, distance, score, title):
       ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       ax.yaxis.set_major_formatter("{x:g}")
       ax.yaxis.set_minor_formatter(ticker.NullFormatter())
-    lost = ", ".join(lost) and f"not drawn, not finite: {', '.join(lost)}"
-    ax.set_xlabel("\n".join([names[x], *textwrap.wrap(lost, 56)]))
-    ax.set_ylabel(names[y])
+    below = [names[x]] if (x, y) == panels[-1] else []
+    if lost:
+      below += textwrap.wrap(f"not drawn, not finite: {', '.join(lost)}", 56)
+    ax.set(xlabel="\n".join(below), ylabel=names[y])
     ax.margins(0.1)
     ax.grid(color="#e8e8e8", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if i == 0:
-      legend = {"ncols": 4, "frameon": False, "title": title or None}
-      fig.legend(loc="outside upper left", alignment="left", **legend)
+      _legend(fig, title, max(len(c.label) for c in curves))
     if x:
       _annotate(ax, drawn)
   return fig
+
+
+def _legend(fig, title, longest):
+  columns = max(1, 350 // (5 * longest + 30))  # Both in points, at size 9.
+  style = {"fontsize": 9, "handlelength": 1.5, "columnspacing": 1.2}
+  style |= {"ncols": columns, "frameon": False, "alignment": "left"}
+  fig.legend(loc="outside upper left", title=title or None, **style)
 
 
 def _annotate(ax, strengths):
@@ -338,7 +335,8 @@ def _grid_cells(cells):
   main = _select(cells, _commonest(cells, "p_uncond", "T"))
   paths = [c["grid_png"] and epath.Path(c["grid_png"]) for c in main]
   main = [c for c, p in zip(main, paths, strict=True) if p and p.exists()]
-  spread = np.linspace(0, len(main) - 1, _MAX_GRIDS).round()
+  shown = len(main) if len(main) <= _MAX_GRIDS else _MAX_GRIDS - 1
+  spread = np.linspace(0, len(main) - 1, shown).round()
   return [c for i, c in enumerate(main) if i in spread or c["best"]]
 
 
@@ -367,14 +365,15 @@ def _texts(row, names, distance, strong):
   return [*first, *values.values(), f"{row['seconds']:.1f}"]
 
 
-def _markdown(title, notes, rows, names, distance, pictures):
+def _markdown(head, table, pictures):
   def plain(text):
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
-  table = [map(plain, _header(names)), ["---:"] * len(_header(names))]
-  table += [_texts(row, names, distance, "**{}**") for row in rows]
+  (title, notes), (rows, names, distance) = head, table
+  lines = [map(plain, _header(names)), ["---:"] * len(_header(names))]
+  lines += [_texts(row, names, distance, "**{}**") for row in rows]
   blocks = [f"# {plain(title)}", *map(plain, notes)]
-  blocks += ["\n".join(f"| {' | '.join(k)} |" for k in table)]
+  blocks += ["\n".join(f"| {' | '.join(k)} |" for k in lines)]
   blocks += [plain(_BOLD.format(distance))]
   for name, (caption, _) in pictures.items():
     blocks += [f"![{name}](figures/{name}.png)", plain(caption)]
@@ -398,38 +397,45 @@ def _table(rows, names, distance):
   return "\n".join([*out, "</table>", _tag("p", _BOLD.format(distance))])
 
 
-def _caption(cell, distance, score):
-  values = [f"{k} {_number(_metric(cell, k))}" for k in (distance, score)]
-  return ", ".join([f"w={_both(cell['w'])}", *values])
+def _figure(caption, png):
+  source = "data:image/png;base64," + base64.b64encode(png).decode()
+  image = f'<img alt="{html.escape(caption)}" src="{source}">'
+  return f"<figure>{image}{_tag('figcaption', caption)}</figure>"
 
 
-def _gallery(heading, text, pictures):
-  """Shows pictures, pairs of caption and PNG bytes, as many as fit a row."""
-  if not pictures:
-    return []
-  out = [_tag("h2", heading), *([_tag("p", text)] if text else [])]
-  out += [f'<div class="{heading.lower()}">']
-  for caption, png in pictures:
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
-    image = f'<img alt="{html.escape(caption)}" src="{source}">'
-    out.append(f"<figure>{image}{_tag('figcaption', caption)}</figure>")
-  return [*out, "</div>"]
+def _html(head, table, plots, grids, score, settings):
+  title, notes = head
+  out = [_tag("h1", title), *(_tag("p", k) for k in notes), _table(*table)]
+  curves = [_figure(*v) for k, v in plots.items() if k != "samples"]
+  if curves:
+    out += ["<h2>Curves</h2>", '<div class="curves">', *curves, "</div>"]
+  if grids:
+    out += ["<h2>Samples</h2>", _tag("p", _SAMPLES), '<div class="samples">']
+    for cell in grids:
+      values = [f"{k} {_number(_metric(cell, k))}" for k in (table[2], score)]
+      caption = ", ".join([f"w={_both(cell['w'])}", *values])
+      out.append(_figure(caption, _grid(cell)))
+    out.append("</div>")
+  body = "\n".join([*out, settings])
+  return _PAGE.format(html.escape(title), _STYLE, body)
 
 
 def _settings(settings, cells):
   """Shows the settings, then what all cells share and what sets them apart."""
-  origins = {c["id"]: dict(c["provenance"]) for c in cells}
-  counts = collections.Counter(
-    (k, json.dumps(v, default=str))
-    for o in origins.values()
-    for k, v in o.items()
-  )
-  shared = {}
-  for key, _ in [k for k, n in counts.items() if n == len(cells)]:
-    shared[key] = [origin.pop(key) for origin in origins.values()][-1]
-  provenance = {"every cell": shared, **{k: o for k, o in origins.items() if o}}
+  origins = {
+    c["id"]: {k: json.dumps(v, default=str) for k, v in c["provenance"].items()}
+    for c in cells
+  }
+  shared = set.intersection(*(set(o.items()) for o in origins.values() or [{}]))
+  lines = [f"{k}: {v}" for k, v in sorted(shared)]
+  for name, origin in origins.items():
+    own = [f"{k}: {v}" for k, v in origin.items() if (k, v) not in shared]
+    lines += [f"\n{name}  {', '.join(own)}"] if own else []
+  texts = {
+    "Settings": json.dumps(settings, indent=2, default=str),
+    "Provenance": "\n".join(lines),
+  }
   out = ["<h2>Settings and provenance</h2>"]
-  for name, value in (("Settings", settings), ("Provenance", provenance)):
-    text = json.dumps(value, indent=2, default=str)
+  for name, text in texts.items():
     out += ["<details>", _tag("summary", name), _tag("pre", text), "</details>"]
-  return out
+  return "\n".join(out)

@@ -156,7 +156,7 @@ def test_html_is_whole_and_needs_nothing_else(tmp_path, cells, planned):
   for part in (
     "w=0.3 (s=1.3), fd_embedded 0.920",
     '"<b>"',
-    '"weights": "<ema>',
+    'weights: "<ema>"',
   ):
     assert part in page.text
 
