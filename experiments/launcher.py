@@ -54,8 +54,10 @@ def run(main):
     try:
       distributed.initialize()
       main()
-    except (errors.UserError, FloatingPointError) as error:
+    except errors.UserError as error:
       _stop(error)
+    except errors.RunError as error:
+      _stop(error, code=1)
 
   _set_up_logging()
   app.run(guarded, flags_parser=_parse)
@@ -94,6 +96,6 @@ def _set_up_logging():
   )
 
 
-def _stop(error):
+def _stop(error, code=2):
   print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)

@@ -80,6 +80,11 @@ def evaluate(config, workdir, samples):
 
 def reference(config, workdir):
   """Return (train, held-out, network, params, network's name) to score by."""
+  if config.data.source != "embedded":
+    raise errors.UserError(
+      f"data.source='{config.data.source}': only the embedded data can be "
+      "scored so far"
+    )
   load = functools.partial(
     sources.load, config.data.source, **config_lib.source_arguments(config)
   )

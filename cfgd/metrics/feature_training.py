@@ -124,7 +124,7 @@ def _train(network, source, arguments):
     state, metrics = step(state, batch, {})
     jax.block_until_ready(metrics)
   if metrics["skipped"]:
-    raise FloatingPointError(
+    raise errors.NonFiniteError(
       f"{metrics['skipped']} steps of the feature network were not finite"
     )
   return jax.device_get(state.ema_params)

@@ -13,6 +13,7 @@ from cfgd import checkpoint
 from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import distributed
+from cfgd import errors
 from cfgd import files
 from cfgd.data import images as image_ops
 from cfgd.models import unet
@@ -58,7 +59,7 @@ def generate(config, workdir):
 
   Raises:
     errors.UserError: bad config, another run's workdir, no checkpoint.
-    FloatingPointError: a sample is not finite.
+    errors.NonFiniteError: a sample is not finite.
   """
   config_lib.validate(config, num_devices=jax.device_count())
   step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
@@ -157,7 +158,7 @@ def _make_draw(config, workdir, step):
     )
     finite = distributed.merge(finite)[: len(index)]
     if not finite.all():
-      raise FloatingPointError(
+      raise errors.NonFiniteError(
         f"{(~finite).sum()} of {len(index)} samples are not finite (first: "
         f"image {index[~finite][0]}) at sampling.w={sampling.w}, "
         f"T={sampling.T}, checkpoint {step} of {workdir}"

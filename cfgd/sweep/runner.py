@@ -33,7 +33,7 @@ def sweep(config, workdir):
 
   Raises:
     errors.UserError: bad config, or a workdir made with another.
-    RuntimeError: some cells failed; names them.
+    errors.RunError: some cells failed; names them.
   """
   workdir = epath.Path(workdir)
   cells = grid.cells(config.sweep.grids)
@@ -55,13 +55,16 @@ def sweep(config, workdir):
     logging.info("Cell %d of %d: %s", number, len(cells), cell.id)
     try:
       _run(_at(config, cell), workdir, cell, folder)
-    except (FloatingPointError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError) as error:
       logging.exception("Cell %s failed.", cell.id)
       failed[cell.id] = f"{type(error).__name__}: {error}"
       files.write_atomic(folder / "error.txt", failed[cell.id] + "\n")
     write_report(config, workdir)
   if failed:
-    raise RuntimeError(f"{len(failed)} cells failed: {failed}")
+    raise errors.RunError(
+      f"{len(failed)} of {len(cells)} cells failed: {failed}; the same command "
+      "tries them again"
+    )
   return write_report(config, workdir)
 
 

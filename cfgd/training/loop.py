@@ -15,6 +15,7 @@ from cfgd import checkpoint
 from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import distributed
+from cfgd import errors
 from cfgd import files
 from cfgd.data import images as image_ops
 from cfgd.data import pipeline
@@ -37,7 +38,7 @@ def train(config, workdir):
 
   Raises:
     errors.UserError: bad config, or a workdir made with another one.
-    FloatingPointError: too many steps were not finite.
+    errors.NonFiniteError: too many steps were not finite.
   """
   config_lib.validate(config, num_devices=jax.device_count())
   source = sources.load(
@@ -184,7 +185,7 @@ def _log(writer, number, window, max_skipped, checkpoints):
     },
   )
   if skipped > max_skipped:
-    raise FloatingPointError(
+    raise errors.NonFiniteError(
       f"{skipped} steps up to step {number} had a loss or gradient that is not "
       f"finite and were skipped, more than train.max_skipped={max_skipped}; "
       f"last checkpoint: step {checkpoints.newest_step()}"

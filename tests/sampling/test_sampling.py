@@ -219,7 +219,7 @@ def test_broken_weights_end_the_run_and_leave_no_samples(
   original = checkpoint.read_params
   monkeypatch.setattr(checkpoint, "read_params", read)
   config.sampling.seed = 99
-  with pytest.raises(FloatingPointError, match=r"first: image 0.*w=0.3"):
+  with pytest.raises(errors.NonFiniteError, match=r"first: image 0.*w=0.3"):
     generate.generate(config, trained[1])
   step = checkpoint.find_step(trained[1], -1)
   folder = generate.folder_of(config, trained[1], step)

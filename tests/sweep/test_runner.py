@@ -96,11 +96,13 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
 
   def fail(config, workdir):
     if config.sampling.w == 0:
-      raise FloatingPointError("made to fail")
+      raise errors.NonFiniteError("made to fail")
     return sample(config, workdir)
 
   monkeypatch.setattr(generate, "generate", fail)
-  with pytest.raises(RuntimeError, match=r"1 cells failed.*p0\.1_T3_w0"):
+  with pytest.raises(
+    errors.RunError, match=r"1 of 3 cells failed.*p0\.1_T3_w0"
+  ):
     runner.sweep(small_sweep(), tmp_path)
   assert set(rows(tmp_path)) == {"p0.1_T3_w0.5", "p0.5_T2_w1"}
   (note,) = tmp_path.glob("cells/*/error.txt")

@@ -100,7 +100,8 @@ def test_a_run_that_diverges_ends_and_names_its_checkpoint(tiny, tmp_path):
   tiny.train.max_skipped = 3
   tiny.optim.learning_rate = 1e30
   with pytest.raises(
-    FloatingPointError, match=r"train.max_skipped=3; last checkpoint: step \d"
+    errors.NonFiniteError,
+    match=r"train.max_skipped=3; last checkpoint: step \d",
   ):
     loop.train(tiny, tmp_path)
 
