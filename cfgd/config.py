@@ -59,6 +59,16 @@ def _get(config, field):
   return config
 
 
+def _numbers(field, values, kind):
+  for value in values:
+    _require(
+      isinstance(value, kind) and not isinstance(value, bool),
+      field,
+      value,
+      "must be a number" if kind is not int else "must be an integer",
+    )
+
+
 def validate(config, *, num_devices):
   """Check all rules of a config for training and sampling.
 
@@ -93,6 +103,8 @@ def _validate_model(config):
     f"must be 0 or at least data.image_size={data.image_size}",
   )
   _require(model.channel_mult, "model.channel_mult", (), "must not be empty")
+  _numbers("model.channel_mult", model.channel_mult, (int, float))
+  _numbers("model.attention_resolutions", model.attention_resolutions, int)
   halvings = len(model.channel_mult) - 1
   _require(
     data.image_size % 2**halvings == 0,
@@ -212,6 +224,7 @@ def validate_sampling(config):
     sampling.checkpoint_step,
     "must be a step, or -1 for the newest",
   )
+  _numbers("sampling.labels", sampling.labels, int)
   for label in sampling.labels:
     _require(
       0 <= label < config.data.num_classes,
@@ -242,6 +255,21 @@ def _validate_w(field, w, p_uncond):
     w,
     "diffusion.p_uncond=1 trains the unconditional model only; use w=-1",
   )
+
+
+def validate_grids(grids):
+  """Check that a sweep's grids name cells; the cells are checked one by one."""
+  _require(grids, "sweep.grids", {}, "must name at least one grid")
+  for name, axes in grids.items():
+    for axis, kind in {
+      "p_uncond": (int, float),
+      "T": int,
+      "w": (int, float),
+    }.items():
+      field = f"sweep.grids.{name}.{axis}"
+      values = axes.get(axis, ())
+      _require(values, field, values, "must have at least one value")
+      _numbers(field, values, kind)
 
 
 def cell_config(config, *, p_uncond, T, w):
@@ -351,7 +379,12 @@ def claim_workdir(config, workdir, *, write):
     if write:
       files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
     return
-  recorded = json.loads(path.read_text())
+  try:
+    recorded = json.loads(path.read_text())
+  except ValueError as error:
+    raise errors.UserError(
+      f"{path} is not JSON ({error}): use another --workdir"
+    ) from error
   theirs = {k: v for k, v in _flatten(recorded).items() if k in ours}
   differing = [
     f"{field}: {theirs.get(field, 'absent')!r} there, {value!r} now"

@@ -56,7 +56,7 @@ def run(main):
       main()
     except errors.UserError as error:
       _stop(error)
-    except errors.RunError as error:
+    except (errors.RunError, OSError) as error:  # OSError: disk full, no access
       _stop(error, code=1)
 
   _set_up_logging()

@@ -53,6 +53,7 @@ def test_papers_values():
     ("sampling.v", 1.5, "[0, 1]"),
     ("sampling.labels", (3, 10), "0..9"),
     ("sampling.labels", (-1,), "0..9"),
+    ("sampling.labels", ("a",), "integer"),
     ("sampling.sampler", "euler", "ancestral"),
     ("sampling.weights", "both", "ema"),
     ("sampling.num_samples", 0, "at least 1"),
@@ -73,6 +74,7 @@ def test_papers_values():
     ("model.dtype", "float16", "bfloat16"),
     ("model.dropout", 1.0, "[0, 1)"),
     ("model.channel_mult", (), "empty"),
+    ("model.channel_mult", ("x",), "number"),
   ],
 )
 def test_mistakes_name_field_value_and_choice(field, value, words):
@@ -112,6 +114,12 @@ def test_workdir_belongs_to_its_config(tmp_path):
   with pytest.raises(errors.UserError, match=r"model_channels: 32 there, 64"):
     config_lib.claim_workdir(config, tmp_path, write=True)
   assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_broken_record_is_named(tmp_path):
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(errors.UserError, match=r"config\.json is not JSON"):
+    config_lib.claim_workdir(embedded.get_config(), tmp_path, write=True)
 
 
 def test_reading_does_not_claim(tmp_path):

@@ -140,6 +140,13 @@ def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_workdir_that_is_a_file_is_left_alone(tmp_path):
+  path = tmp_path / "file"
+  path.write_text("mine")
+  fail(str(path), "train", f"--workdir={path}", *TINY)
+  assert path.read_text() == "mine"
+
+
 def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
   command = ("sweep", f"--workdir={tmp_path}", *TINY, *TINY_GRIDS)
   process = start(*command)

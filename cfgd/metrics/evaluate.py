@@ -43,11 +43,15 @@ def evaluate(config, workdir, samples):
   config_lib.validate_sampling(config)
   samples = epath.Path(samples)
   images, fingerprint = _read(samples, config_lib.image_shape(config))
-  if len(images) < config.metrics.num_splits:
-    raise errors.UserError(
-      f"metrics.num_splits={config.metrics.num_splits}: {samples} has only "
-      f"{len(images)} images; lower it or sample more"
-    )
+  for field, needed in (
+    ("num_splits", config.metrics.num_splits),
+    ("neighbours", config.metrics.neighbours + 1),
+  ):
+    if len(images) < needed:
+      raise errors.UserError(
+        f"metrics.{field}={config.metrics[field]}: {samples} has only "
+        f"{len(images)} images; lower it or sample more"
+      )
   train, held_out, network, params, name = reference(config, workdir)
   provenance = {
     "samples_sha256": fingerprint,

@@ -36,9 +36,8 @@ def sweep(config, workdir):
     errors.RunError: some cells failed; names them.
   """
   workdir = epath.Path(workdir)
+  config_lib.validate_grids(config.sweep.grids)
   cells = grid.cells(config.sweep.grids)
-  if not cells:
-    raise errors.UserError("sweep.grids={}: names no cell")
   for cell in cells:
     config_lib.validate(_at(config, cell), num_devices=jax.device_count())
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())

@@ -93,7 +93,8 @@ def test_noise_is_far_and_its_metrics_are_kept(tiny, workdir, tmp_path):
     (np.zeros((30, 4, 4, 1), np.float32), "float32"),
     (np.zeros((30, 4, 4, 3), np.uint8), r"\[30, 4, 4, 3\]"),
     (np.zeros((30, 8, 8, 1), np.uint8), r"\[30, 8, 8, 1\]"),
-    (np.zeros((1, 4, 4, 1), np.uint8), "only 1 images"),
+    (np.zeros((1, 4, 4, 1), np.uint8), r"num_splits=2.*only 1 images"),
+    (np.zeros((3, 4, 4, 1), np.uint8), r"neighbours=3.*only 3 images"),
   ],
 )
 def test_other_arrays_are_refused(tiny, workdir, tmp_path, images, words):

@@ -115,7 +115,17 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
   config.sweep.grids.main.w = (0.0, -2.0)
   with pytest.raises(errors.UserError, match=r"sampling\.w=-2"):
     runner.sweep(config, tmp_path)
+  for field, value, words in (
+    ("w", (), "at least one value"),
+    ("w", ("a",), "must be a number"),
+    ("T", (2.5,), "must be an integer"),
+  ):
+    config = small_sweep()
+    with config.ignore_type():
+      config.sweep.grids.main[field] = value
+    with pytest.raises(errors.UserError, match=rf"main\.{field}=.*{words}"):
+      runner.sweep(config, tmp_path)
   config.sweep.grids = {}
-  with pytest.raises(errors.UserError, match="names no cell"):
+  with pytest.raises(errors.UserError, match="at least one grid"):
     runner.sweep(config, tmp_path)
   assert not list(tmp_path.iterdir())
