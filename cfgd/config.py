@@ -30,6 +30,7 @@ _FREE = {
 _FREE_SECTIONS = ("sampling", "metrics", "sweep")
 SAMPLERS = ("ancestral", "ddim")
 _DTYPES = ("float32", "bfloat16")
+TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
 
 
 def _require(condition, field, value, allowed):
@@ -155,7 +156,21 @@ def _validate_training(config, num_devices):
     diffusion.logsnr_min,
     f"must be below diffusion.logsnr_max={diffusion.logsnr_max}",
   )
+  _one_of(config, "diffusion.timesteps", TIMESTEPS)
   _between(config, "diffusion.p_uncond", 0, 1)
+  _require(
+    config.model.null_row or diffusion.p_uncond == 0,
+    "diffusion.p_uncond",
+    diffusion.p_uncond,
+    "must be 0 where model.null_row=False leaves no label to drop to",
+  )
+  _require(
+    not config.model.learn_sigma or diffusion.timesteps != "uniform",
+    "model.learn_sigma",
+    True,
+    "belongs to ADM's weights: diffusion.timesteps must be adm_cosine or "
+    "adm_linear",
+  )
   _between(config, "optim.ema_decay", 0, 1)
   _positive(
     config,
@@ -292,11 +307,23 @@ def unet_arguments(config):
     "num_heads": model.num_heads,
     "num_head_channels": model.num_head_channels,
     "new_attention_order": model.new_attention_order,
-    "num_labels": config.data.num_classes + 1,  # the last row is null
-    "out_channels": config.data.channels,
+    "num_labels": config.data.num_classes + int(model.null_row),
+    "out_channels": config.data.channels * (2 if model.learn_sigma else 1),
     "dropout": model.dropout,
     "dtype": model.dtype,
+    "remat": model.remat,
   }
+
+
+def adam_arguments(config):
+  """Return the keyword arguments of `training.state.make_optimizer`."""
+  average = ("ema_decay", "ema_warmup")
+  return {k: v for k, v in config.optim.items() if k not in average}
+
+
+def parametrization(config):
+  """Return the keyword arguments of `parametrization.denoiser`."""
+  return {"timesteps": config.diffusion.timesteps} | logsnr_range(config)
 
 
 def logsnr_range(config):
@@ -361,6 +388,23 @@ def _flatten(plain, prefix=""):
   return flat
 
 
+def read_recorded(workdir):
+  """Return the config that a workdir was made with, as plain dicts.
+
+  Raises:
+    errors.UserError: there is none, or it is not JSON.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    raise errors.UserError(f"{path}: no such file; not the workdir of a run")
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise errors.UserError(
+      f"{path} is not JSON ({error}): use another --workdir"
+    ) from error
+
+
 def claim_workdir(config, workdir, *, write):
   """Make sure that a workdir belongs to this config.
 
@@ -379,12 +423,7 @@ def claim_workdir(config, workdir, *, write):
     if write:
       files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
     return
-  try:
-    recorded = json.loads(path.read_text())
-  except ValueError as error:
-    raise errors.UserError(
-      f"{path} is not JSON ({error}): use another --workdir"
-    ) from error
+  recorded = read_recorded(workdir)
   theirs = {k: v for k, v in _flatten(recorded).items() if k in ours}
   differing = [
     f"{field}: {theirs.get(field, 'absent')!r} there, {value!r} now"

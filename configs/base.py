@@ -41,6 +41,12 @@ def get_config():
         # q, k, v split before heads; False is ADM's legacy order.
         "new_attention_order": True,
         "dropout": 0.1,
+        # A label row for "no class"; without it there is no guidance.
+        "null_row": True,
+        # Twice the channels: ADM's prediction of v beside eps.
+        "learn_sigma": False,
+        # Compute activations again in the backward pass: less memory, slower.
+        "remat": False,
         # Of matmuls and convolutions: float32 or bfloat16.
         "dtype": "bfloat16",
       },
@@ -48,6 +54,10 @@ def get_config():
         # Range of the log-SNR.
         "logsnr_min": -20.0,
         "logsnr_max": 20.0,
+        # What the network is told of the log-SNR: uniform (1000 u), or the
+        # timestep of ADM's own schedule, for its weights: adm_cosine (its
+        # 64x64 models) or adm_linear (128x128).
+        "timesteps": "uniform",
         # Probability of training an example without its label.
         "p_uncond": 0.1,
       },
@@ -68,6 +78,9 @@ def get_config():
         # Over all devices of all hosts.
         "batch_size": 2048,
         "steps": 400_000,
+        # Start from the averaged weights of another workdir; '': from scratch.
+        # Where they lack the null row, it starts at zero.
+        "init_from": "",
         "log_every": 100,
         "checkpoint_every": 5_000,
         # A grid of samples in TensorBoard and as PNG; 0: never.

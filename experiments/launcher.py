@@ -67,7 +67,8 @@ def _parse(argv):
   with _mistakes_in_one_line():
     rest = flags.FLAGS(argv)
     # A file that cannot be loaded raises when it is first looked at.
-    flags.FLAGS.config.to_dict()
+    if "config" in flags.FLAGS:
+      flags.FLAGS.config.to_dict()
     return rest
 
 

@@ -2,8 +2,8 @@
 
 Module and parameter names are those of guided-diffusion's state dict with "."
 written as "_" before a number, so that a published weight's name can be derived
-from its place in the tree. GroupNorm and softmax statistics and the time
-embedding are float32 whatever the compute dtype.
+from its place in the tree. Parameters, GroupNorm, softmax and the embedding of
+time are float32 whatever `dtype` is; matmuls and convolutions are done in it.
 """
 
 import math
@@ -31,11 +31,12 @@ def conv(features, size, name, dtype, zero=False):
   )
 
 
-def dense(features, name, dtype, zero=False):
+def dense(features, name, dtype, zero=False, precision=None):
   """Make a linear layer over the last axis."""
   return nn.Dense(
     features,
     dtype=dtype,
+    precision=precision,
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )
@@ -57,6 +58,8 @@ def time_embedding(time, width):
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+# The name marks the gradient's sum over 2x2 pixels: see tests/models.
+@jax.named_scope("upsample")
 def upsample(x):
   """Double height and width by repetition."""
   batch, height, width, channels = x.shape
@@ -117,15 +120,18 @@ class GroupNorm(nn.Module):
     """Return the mean and variance of each channel's group, [B, C] each."""
     batch, channels = x.shape[0], x.shape[-1]
     grouped = (batch, _NUM_GROUPS, channels // _NUM_GROUPS)
-    channel_mean = x.mean(axis=(1, 2))  # [B, C]
-    channel_square = jnp.square(x).mean(axis=(1, 2))
-    channel_mean = channel_mean.reshape(grouped)
+    # One pass over memory: mean and mean square together, as seen from one
+    # pixel, so that E[x^2] - E[x]^2 is not the difference of two large numbers
+    # where a channel's mean is far from zero.
+    origin = jax.lax.stop_gradient(x[:, :1, :1])
+    offset = x - origin
+    offset_mean = offset.mean(axis=(1, 2))  # [B, C]
+    inside = jnp.square(offset).mean(axis=(1, 2)) - jnp.square(offset_mean)
+    channel_mean = (offset_mean + origin[:, 0, 0]).reshape(grouped)
     mean = channel_mean.mean(axis=-1, keepdims=True)  # [B, G, 1]
-    # Variance inside the channels plus variance between them: the spread of
-    # the channel means is not lost to the difference of two large numbers.
-    inside = channel_square.reshape(grouped) - jnp.square(channel_mean)
+    # Variance inside the channels plus variance between them.
     between = jnp.square(channel_mean - mean)
-    variance = jnp.maximum(inside, 0.0) + between
+    variance = jnp.maximum(inside, 0.0).reshape(grouped) + between
     variance = variance.mean(axis=-1, keepdims=True)
     return tuple(
       jnp.broadcast_to(moment, grouped).reshape(batch, channels)
@@ -198,6 +204,46 @@ class ResBlock(nn.Module):
     return x + h
 
 
+def attention_implementation(platform, capability, dtype, head_width):
+  """Choose what computes attention: cuDNN's fused kernel where it can.
+
+  The limits are those of jax.nn.dot_product_attention; Hopper alone runs wider
+  heads forward and backward.
+
+  Args:
+    platform: of the backend, "cpu", "gpu" or "tpu".
+    capability: a GPU's CUDA compute capability, such as "9.0"; anything that is
+      not a number is a GPU without cuDNN.
+    dtype: of queries, keys and values.
+    head_width: channels of one head.
+
+  Returns:
+    `implementation` of jax.nn.dot_product_attention: "cudnn", or None for XLA.
+  """
+  try:
+    major = int(str(capability).split(".")[0])
+  except ValueError:
+    return None
+  if platform != "gpu" or major < 8:
+    return None
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+    return None
+  widest = 256 if major == 9 else 128
+  return "cudnn" if head_width % 8 == 0 and head_width <= widest else None
+
+
+def _attend(q, k, v):
+  """Attend with float32 softmax; q, k, v are [B, tokens, heads, width]."""
+  device = jax.devices()[0]
+  implementation = attention_implementation(
+    device.platform,
+    getattr(device, "compute_capability", None),
+    q.dtype,
+    q.shape[-1],
+  )
+  return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
 class AttentionBlock(nn.Module):
   """Self-attention over all pixels with a residual connection.
 
@@ -226,6 +272,41 @@ class AttentionBlock(nn.Module):
     else:
       qkv = qkv.reshape(batch, height * width, self.num_heads, 3, head)
       q, k, v = (qkv[:, :, :, i] for i in range(3))
-    h = jax.nn.dot_product_attention(q, k, v)  # [B, HW, heads, head]
+    h = _attend(q, k, v)  # [B, HW, heads, head]
     h = h.reshape(batch, height, width, channels)
     return x + dense(channels, "proj_out", self.dtype, zero=True)(h)
+
+
+class AttentionPool(nn.Module):
+  """Linear readout of all pixels by attention from their mean (CLIP's pool).
+
+  Attributes:
+    features: size of the result.
+    head_width: channels of a head.
+    dtype: of matmuls.
+  """
+
+  features: int
+  head_width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    """Map [B, H, W, C] to [B, features]."""
+    batch, height, width, channels = x.shape
+    assert channels % self.head_width == 0, (channels, self.head_width)
+    heads = channels // self.head_width
+    x = x.reshape(batch, height * width, channels).astype(jnp.float32)
+    x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+    position = self.param(
+      "positional_embedding",
+      nn.initializers.normal(channels**-0.5),
+      (channels, x.shape[1]),
+    )
+    qkv = dense(3 * channels, "qkv_proj", self.dtype)(x + position.T)
+    qkv = qkv.reshape(batch, x.shape[1], 3, heads, self.head_width)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    # The mean's answer alone is read. One query is no work for a fused kernel.
+    h = jax.nn.dot_product_attention(q[:, :1], k, v)
+    h = h.reshape(batch, channels)
+    return dense(self.features, "c_proj", self.dtype)(h)

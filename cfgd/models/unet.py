@@ -4,6 +4,7 @@ The paper's networks are this one at 192 and 256 channels, with one more row in
 the label embedding: the null label of the unconditional model.
 """
 
+import functools
 from typing import Any
 import zlib
 
@@ -14,82 +15,68 @@ import jax.numpy as jnp
 from cfgd.models import blocks
 
 
-class UNet(nn.Module):
-  """Predict noise from (z, time, label).
+class Encoder(nn.Module, kw_only=True):
+  """What the U-Net and the classifier share: the way down and the middle.
+
+  A base class and not a module of its own, so that the parameters lie where
+  published weights have them.
 
   Attributes:
     model_channels: channels of the first level.
     channel_mult: channels of each level as multiples of model_channels.
-    num_res_blocks: residual blocks per level on the way down; one more on the
-      way up.
+    num_res_blocks: residual blocks per level on the way down.
     attention_resolutions: heights in pixels of the levels with attention.
-    num_heads: heads of each attention block, used if num_head_channels is 0.
-    num_head_channels: channels of a head; 0 leaves the choice to num_heads.
+    num_head_channels: channels of a head.
     new_attention_order: see `blocks.AttentionBlock`.
-    num_labels: rows of the label embedding, null label included; 0 makes a
-      network without labels.
-    out_channels: channels of the result.
     dropout: in the residual blocks.
     dtype: of matmuls and convolutions; parameters are float32.
+    remat: compute each block's activations again in the backward pass in place
+      of keeping them: less memory, a third more work.
   """
 
   model_channels: int
   channel_mult: tuple[float, ...]
   num_res_blocks: int
   attention_resolutions: tuple[int, ...]
-  num_heads: int
   num_head_channels: int
   new_attention_order: bool
-  num_labels: int
-  out_channels: int
   dropout: float
   dtype: Any
+  remat: bool
 
-  @nn.compact
-  def __call__(self, z, time, label, dropout_keys=None):
-    """Return the network's output.
+  def embed_time(self, time):
+    """Return the [B, 4 model_channels] float32 embedding of time."""
+    # Exact products, which accelerators do not give by default: they cost
+    # nothing here, and neighbouring times differ in the last digits.
+    make = functools.partial(
+      blocks.dense,
+      4 * self.model_channels,
+      dtype=jnp.float32,
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    h = blocks.time_embedding(time, self.model_channels)
+    return make(name="time_embed_2")(nn.silu(make(name="time_embed_0")(h)))
+
+  def encode(self, z, embedding, dropout_keys):
+    """Run the way down and the middle.
 
     Args:
       z: [B, H, W, C]; H and W must halve evenly once per level.
-      time: [B] float on the scale 0 to 1000.
-      label: [B] int below num_labels.
+      embedding: [B, 4 model_channels].
       dropout_keys: [B] random keys; None switches dropout off.
 
     Returns:
-      [B, H, W, out_channels] float32.
+      (the middle's result, [results of the blocks before it]), of `dtype`.
     """
-    embedding = self._embed(time, label)
     h = z.astype(self.dtype)
     width = int(self.channel_mult[0] * self.model_channels)
     h = blocks.conv(width, 3, "input_blocks_0_0", self.dtype)(h)
     skips = [h]
     h = self._down(h, skips, embedding, dropout_keys)
-    h = self._res("middle_block_0", h.shape[-1], dropout_keys)(h, embedding)
-    h = self._attention("middle_block_1", h.shape[-1])(h)
-    h = self._res("middle_block_2", h.shape[-1], dropout_keys)(h, embedding)
-    h = self._up(h, skips, embedding, dropout_keys)
-    assert not skips, len(skips)
-    assert h.shape == (*z.shape[:-1], width), (h.shape, z.shape)
-
-    h = nn.silu(blocks.GroupNorm(self.dtype, name="out_0")(h))
-    h = blocks.conv(self.out_channels, 3, "out_2", self.dtype, zero=True)(h)
-    return h.astype(jnp.float32)
-
-  def _embed(self, time, label):
-    """Return the [B, 4 model_channels] embedding of time plus label."""
-    width = 4 * self.model_channels
-    h = blocks.time_embedding(time, self.model_channels)
-    h = blocks.dense(width, "time_embed_0", self.dtype)(h)
-    h = blocks.dense(width, "time_embed_2", self.dtype)(nn.silu(h))
-    if self.num_labels:
-      h += nn.Embed(
-        self.num_labels,
-        width,
-        embedding_init=nn.initializers.normal(1.0),
-        dtype=self.dtype,
-        name="label_emb",
-      )(label)
-    return h
+    h = self.res("middle_block_0", h.shape[-1], dropout_keys)(h, embedding)
+    h = self.attention("middle_block_1", h.shape[-1])(h)
+    h = self.res("middle_block_2", h.shape[-1], dropout_keys)(h, embedding)
+    return h, skips
 
   def _down(self, h, skips, embedding, dropout_keys):
     """Run the way down; append each block's result to skips."""
@@ -99,17 +86,92 @@ class UNet(nn.Module):
       width = int(mult * self.model_channels)
       for _ in range(self.num_res_blocks):
         name = f"input_blocks_{index}"
-        h = self._res(f"{name}_0", width, dropout_keys)(h, embedding)
+        h = self.res(f"{name}_0", width, dropout_keys)(h, embedding)
         if h.shape[1] in self.attention_resolutions:
-          h = self._attention(f"{name}_1", width)(h)
+          h = self.attention(f"{name}_1", width)(h)
         skips.append(h)
         index += 1
       if level != last:
         name = f"input_blocks_{index}_0"
-        h = self._res(name, width, dropout_keys, "down")(h, embedding)
+        h = self.res(name, width, dropout_keys, "down")(h, embedding)
         skips.append(h)
         index += 1
     return h
+
+  def res(self, name, features, dropout_keys, resample="none"):
+    """Make a residual block, a function of (x, embedding)."""
+    kind = nn.remat(blocks.ResBlock) if self.remat else blocks.ResBlock
+    block = kind(features, resample, self.dropout, self.dtype, name=name)
+    keys = dropout_keys
+    if keys is not None:
+      # A different mask in each block, named by its place, not by call order.
+      place = zlib.crc32(name.encode())
+      keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+    return lambda h, embedding: block(h, embedding, keys)
+
+  def attention(self, name, features):
+    """Make an attention block."""
+    kind = blocks.AttentionBlock
+    kind = nn.remat(kind) if self.remat else kind
+    heads = self.heads_of(features)
+    return kind(heads, self.new_attention_order, self.dtype, name=name)
+
+  def heads_of(self, features):
+    """Return the number of heads that a block of so many channels has."""
+    assert self.num_head_channels > 0, self.num_head_channels
+    assert features % self.num_head_channels == 0, (
+      features,
+      self.num_head_channels,
+    )
+    return features // self.num_head_channels
+
+
+class UNet(Encoder, kw_only=True):
+  """Predict noise from (z, time, label).
+
+  The way up has one residual block per level more than the way down.
+
+  Attributes:
+    num_heads: heads of each attention block, used if num_head_channels is 0.
+    num_labels: rows of the label embedding, null label included; 0 makes a
+      network without labels.
+    out_channels: channels of the result; twice z's where the network predicts
+      its variance too.
+  """
+
+  num_heads: int
+  num_labels: int
+  out_channels: int
+
+  @nn.compact
+  def __call__(self, z, time, label, dropout_keys=None):
+    """Return the network's output.
+
+    Args:
+      z: [B, H, W, C]; H and W must halve evenly once per level.
+      time: [B] float on the scale 0 to 1000.
+      label: [B] int below num_labels; not read if that is 0.
+      dropout_keys: [B] random keys; None switches dropout off.
+
+    Returns:
+      [B, H, W, out_channels] float32.
+    """
+    embedding = self.embed_time(time)
+    if self.num_labels:
+      embedding += nn.Embed(
+        self.num_labels,
+        embedding.shape[-1],
+        embedding_init=nn.initializers.normal(1.0),
+        name="label_emb",
+      )(label)
+    h, skips = self.encode(z, embedding, dropout_keys)
+    h = self._up(h, skips, embedding, dropout_keys)
+    assert not skips, len(skips)
+    assert h.shape[:-1] == z.shape[:-1], (h.shape, z.shape)
+
+    h = nn.silu(blocks.GroupNorm(self.dtype, name="out_0")(h))
+    h = blocks.conv(self.out_channels, 3, "out_2", self.dtype, zero=True)(h)
+    return h.astype(jnp.float32)
 
   def _up(self, h, skips, embedding, dropout_keys):
     """Run the way up; consume the skips from the end."""
@@ -120,31 +182,18 @@ class UNet(nn.Module):
         name = f"output_blocks_{index}"
         part = 1
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self._res(f"{name}_0", width, dropout_keys)(h, embedding)
+        h = self.res(f"{name}_0", width, dropout_keys)(h, embedding)
         if h.shape[1] in self.attention_resolutions:
-          h = self._attention(f"{name}_{part}", width)(h)
+          h = self.attention(f"{name}_{part}", width)(h)
           part += 1
         if level and block == self.num_res_blocks:
-          up = self._res(f"{name}_{part}", width, dropout_keys, "up")
+          up = self.res(f"{name}_{part}", width, dropout_keys, "up")
           h = up(h, embedding)
         index += 1
     return h
 
-  def _res(self, name, features, dropout_keys, resample="none"):
-    block = blocks.ResBlock(
-      features, resample, self.dropout, self.dtype, name=name
-    )
-    keys = dropout_keys
-    if keys is not None:
-      # A different mask in each block, named by its place, not by call order.
-      place = zlib.crc32(name.encode())
-      keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-    return lambda h, embedding: block(h, embedding, keys)
-
-  def _attention(self, name, features):
-    heads = self.num_heads
+  def heads_of(self, features):
+    """Return the number of heads, by width or by count."""
     if self.num_head_channels:
-      heads = features // self.num_head_channels
-    return blocks.AttentionBlock(
-      heads, self.new_attention_order, self.dtype, name=name
-    )
+      return super().heads_of(features)
+    return self.num_heads

@@ -130,7 +130,6 @@ def _make_draw(config, workdir, step):
   )["params"]
   params = checkpoint.read_params(workdir, step, like, sampling.weights)
   params = distributed.replicate_locally(params)
-  schedule = config_lib.logsnr_range(config)
   run = sampler_lib.make_sampler(
     network,
     sampler=sampling.sampler,
@@ -138,9 +137,9 @@ def _make_draw(config, workdir, step):
     shape=shape,
     null_label=config.data.num_classes,
     two_passes=sampler_lib.prefers_two_passes(),
-    **schedule,
+    **config_lib.parametrization(config),
   )
-  logsnrs = diffusion.logsnr_grid(sampling.T, **schedule)
+  logsnrs = diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config))
   devices = jax.local_device_count()
   rows = sampling.batch_size * devices
 

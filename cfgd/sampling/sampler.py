@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgd import diffusion
+from cfgd import parametrization
 
 
 def make_step(name, *, v, threshold):
@@ -39,6 +40,7 @@ def make_sampler(
   clip,
   shape,
   null_label,
+  timesteps,
   logsnr_min,
   logsnr_max,
   two_passes,
@@ -54,6 +56,7 @@ def make_sampler(
     clip: clip predicted x to [-1, 1].
     shape: (H, W, C).
     null_label: label of the unconditional model.
+    timesteps: see `parametrization.denoiser`.
     logsnr_min: lower end of the schedule that the network was trained with.
     logsnr_max: upper end.
     two_passes: see `diffusion.classifier_free_guidance`.
@@ -67,10 +70,11 @@ def make_sampler(
 
   def run(params, index, label, seed, w, v, logsnrs):
     denoise = diffusion.classifier_free_guidance(
-      diffusion.denoiser(
+      parametrization.denoiser(
         lambda z, time, label: network.apply(
           {"params": params}, z, time, label
         ),
+        timesteps=timesteps,
         logsnr_min=logsnr_min,
         logsnr_max=logsnr_max,
       ),

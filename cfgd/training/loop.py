@@ -1,5 +1,6 @@
 """Train a diffusion model: build, restore, for step, log, save."""
 
+import contextlib
 import functools
 
 from absl import logging
@@ -17,6 +18,7 @@ from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd.convert import guided_diffusion
 from cfgd.data import images as image_ops
 from cfgd.data import pipeline
 from cfgd.data import sources
@@ -48,40 +50,21 @@ def train(config, workdir):
   checkpoints = checkpoint.Checkpointer(
     workdir, keep=config.train.keep, keep_every=config.train.keep_every
   )
-  newest = checkpoints.newest_step()
-  if newest is not None and newest >= config.train.steps:
-    logging.info("Trained already: step %d of %s.", newest, workdir)
-  else:
-    _run(config, epath.Path(workdir), source, checkpoints)
-  checkpoints.close()
+  with contextlib.closing(checkpoints):
+    newest = checkpoints.newest_step()
+    if newest is not None and newest >= config.train.steps:
+      logging.info("Trained already: step %d of %s.", newest, workdir)
+    else:
+      _run(config, epath.Path(workdir), source, checkpoints)
 
 
 def _run(config, workdir, source, checkpoints):
   """Take the steps that are missing."""
-  train_config = config.train
   network = unet.UNet(**config_lib.unet_arguments(config))
-  optim = tuple(sorted(config.optim.items()))
-  state = _initial_state(network, optim, config)
-  state = checkpoints.restore_newest(state) or state
-  state = distributed.replicate(state)
+  state = _restore_or_start(config, network, workdir, source, checkpoints)
   first_step = int(state.step)
-  step = _make_step(
-    network,
-    optim,
-    seed=config.seed,
-    null_label=config.data.num_classes,
-    **config_lib.logsnr_range(config),
-  )
+  step, batches = _make_step(config, network), _batches(config, source, state)
   traced = {"p_uncond": np.float32(config.diffusion.p_uncond)}
-  batches = pipeline.batches(
-    source,
-    seed=config.seed,
-    batch_size=train_config.batch_size,
-    flip=config.data.flip,
-    first_step=first_step,
-    num_threads=config.data.threads,
-    prefetch=config.data.prefetch,
-  )
   meta = {
     "config": config_lib.digest(config_lib.identity(config)),
     "preprocessing": source.preprocessing,
@@ -90,7 +73,7 @@ def _run(config, workdir, source, checkpoints):
     str(workdir), just_logging=not distributed.is_lead()
   )
   progress = periodic_actions.ReportProgress(
-    num_train_steps=train_config.steps,
+    num_train_steps=config.train.steps,
     writer=writer,
     every_secs=_PROGRESS_SECONDS,
   )
@@ -98,7 +81,7 @@ def _run(config, workdir, source, checkpoints):
 
   window = []
   for number, batch in zip(
-    range(first_step + 1, train_config.steps + 1), batches, strict=False
+    range(first_step + 1, config.train.steps + 1), batches, strict=False
   ):
     state, metrics = step(state, batch, traced)
     if jax.default_backend() == "cpu":
@@ -106,14 +89,14 @@ def _run(config, workdir, source, checkpoints):
       # steps with collectives are under way.
       jax.block_until_ready(metrics)
     window.append(metrics)
-    last = number == train_config.steps
+    last = number == config.train.steps
     progress(number)
-    if last or number % train_config.log_every == 0:
-      _log(writer, number, window, train_config.max_skipped, checkpoints)
+    if last or number % config.train.log_every == 0:
+      _log(writer, number, window, config.train.max_skipped, checkpoints)
       window = []
-    if last or number % train_config.checkpoint_every == 0:
+    if last or number % config.train.checkpoint_every == 0:
       checkpoints.save(state, meta)
-    if _due(number, train_config.sample_every):
+    if _due(number, config.train.sample_every):
       _show_samples(config, network, state, workdir, writer)
   writer.close()
 
@@ -122,34 +105,99 @@ def _due(number, every):
   return every and number % every == 0
 
 
-def _initial_state(network, optim, config):
+def _restore_or_start(config, network, workdir, source, checkpoints):
+  """Return the state to go on from, on all devices."""
+  state = _initial_state(network, config)
+  restored = checkpoints.restore_newest(state)
+  if restored is not None:
+    return distributed.replicate(restored)
+  if config.train.init_from:
+    params = _weights_of(config, state.params)
+    state = state.replace(
+      params=params, ema_params=jax.tree.map(np.copy, params)
+    )
+  if distributed.is_lead():
+    overview = parameter_overview.get_parameter_overview(state.params)
+    files.write_atomic(workdir / "parameters.txt", overview + "\n")
+  if config.model.null_row:
+    _probe(config, network, source, state.params)
+  return distributed.replicate(state)
+
+
+def _initial_state(network, config):
   zeros = jnp.zeros((1,), jnp.int32)
   z = jnp.zeros((1, *config_lib.image_shape(config)))
   params = jax.jit(network.init)(jax.random.key(config.seed), z, zeros, zeros)
-  return state_lib.create(params["params"], _optimizer(optim))
+  optimizer = state_lib.make_optimizer(**config_lib.adam_arguments(config))
+  return state_lib.create(params["params"], optimizer)
 
 
-def _optimizer(optim):
-  arguments = dict(optim)
-  del arguments["ema_decay"], arguments["ema_warmup"]
-  return state_lib.make_optimizer(**arguments)
+def _probe(config, network, source, params):
+  """End a run early whose guidance could not work."""
+  loss = steps.diffusion_loss(
+    network,
+    null_label=config.data.num_classes,
+    **config_lib.parametrization(config),
+  )
+  batch = jax.tree.map(lambda *rows: np.stack(rows), source[0], source[1])
+  fault = steps.conditioning_fault(loss, params, batch)
+  if fault:
+    raise errors.RunError(f"{fault}: classifier-free guidance cannot work")
+
+
+def _weights_of(config, like):
+  """Read train.init_from's averaged weights, with a null row if it lacks one.
+
+  Args:
+    config: ConfigDict.
+    like: parameters of the network under training.
+  """
+  origin = config.train.init_from
+  step = checkpoint.find_step(origin, -1)
+  theirs = config_lib.read_recorded(origin)
+  if theirs["model"]["null_row"] or not config.model.null_row:
+    return checkpoint.read_params(origin, step, like, "ema")
+  table = like["label_emb"]["embedding"]
+  without = like | {"label_emb": {"embedding": table[:-1]}}
+  params = checkpoint.read_params(origin, step, without, "ema")
+  return guided_diffusion.add_null_row(params)
+
+
+def _make_step(config, network):
+  return _cached_step(
+    network,
+    tuple(config_lib.adam_arguments(config).items()),
+    seed=config.seed,
+    null_label=config.data.num_classes,
+    ema_decay=config.optim.ema_decay,
+    ema_warmup=config.optim.ema_warmup,
+    **config_lib.parametrization(config),
+  )
 
 
 @functools.cache
-def _make_step(network, optim, *, seed, null_label, logsnr_min, logsnr_max):
+def _cached_step(
+  network, adam, *, seed, null_label, ema_decay, ema_warmup, **parametrization
+):
   """Cached, so that the trainings of a sweep share one compilation."""
-  loss = steps.diffusion_loss(
-    network,
-    null_label=null_label,
-    logsnr_min=logsnr_min,
-    logsnr_max=logsnr_max,
-  )
   return steps.make_train_step(
-    loss,
-    _optimizer(optim),
+    steps.diffusion_loss(network, null_label=null_label, **parametrization),
+    state_lib.make_optimizer(**dict(adam)),
     seed=seed,
-    ema_decay=dict(optim)["ema_decay"],
-    ema_warmup=dict(optim)["ema_warmup"],
+    ema_decay=ema_decay,
+    ema_warmup=ema_warmup,
+  )
+
+
+def _batches(config, source, state):
+  return pipeline.batches(
+    source,
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    flip=config.data.flip,
+    first_step=int(state.step),
+    num_threads=config.data.threads,
+    prefetch=config.data.prefetch,
   )
 
 
@@ -195,7 +243,6 @@ def _log(writer, number, window, max_skipped, checkpoints):
 def _show_samples(config, network, state, workdir, writer):
   """Write a grid of samples of the averaged weights, class by class."""
   sampling = config.sampling
-  schedule = config_lib.logsnr_range(config)
   run = sampler_lib.make_sampler(
     network,
     sampler=sampling.sampler,
@@ -203,7 +250,7 @@ def _show_samples(config, network, state, workdir, writer):
     shape=config_lib.image_shape(config),
     null_label=config.data.num_classes,
     two_passes=sampler_lib.prefers_two_passes(),
-    **schedule,
+    **config_lib.parametrization(config),
   )
   devices = jax.local_device_count()
   index = np.arange(sampling.batch_size * devices)
@@ -214,7 +261,7 @@ def _show_samples(config, network, state, workdir, writer):
     np.uint32(sampling.seed),
     np.float32(sampling.w),
     np.float32(sampling.v),
-    diffusion.logsnr_grid(sampling.T, **schedule),
+    diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config)),
   )
   picture = image_ops.grid(distributed.merge(images), _GRID_COLUMNS)
   number = int(state.step)

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from cfgd import diffusion
+from cfgd import parametrization
 from cfgd.training import state as state_lib
 
 
-def diffusion_loss(network, *, null_label, logsnr_min, logsnr_max):
+def diffusion_loss(network, *, null_label, timesteps, logsnr_min, logsnr_max):
   """Make the loss of Algorithm 1 for a Flax network.
 
   Args:
     network: Flax module, (z, time, label, dropout_keys) -> eps.
     null_label: label of the unconditional model.
+    timesteps: see `parametrization.denoiser`.
     logsnr_min: lower end of the schedule.
     logsnr_max: upper end of the schedule.
 
@@ -30,7 +32,7 @@ def diffusion_loss(network, *, null_label, logsnr_min, logsnr_max):
       return network.apply({"params": params}, z, time, label, dropout_keys)
 
     return diffusion.loss(
-      diffusion.denoiser(apply, **schedule),
+      parametrization.denoiser(apply, timesteps=timesteps, **schedule),
       diffusion.fold_in(keys, 0),
       batch["image"].astype(jnp.float32) / 127.5 - 1.0,
       batch["label"],
@@ -84,3 +86,41 @@ def make_train_step(loss, optimizer, *, seed, ema_decay, ema_warmup):
     out_axes=(None, None),
     donate_argnums=0,
   )
+
+
+def conditioning_fault(loss, params, batch):
+  """Look for a network that ignores the label, or sees it where it is dropped.
+
+  The parameters are perturbed first: a fresh network's last layer is zero and
+  hides everything.
+
+  Args:
+    loss: of `diffusion_loss`.
+    params: network parameters.
+    batch: {"image" [B, ...], "label" [B]} of at least one example.
+
+  Returns:
+    None, or what is wrong.
+  """
+
+  @jax.jit
+  def losses(params, label, p_uncond):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    leaves = [
+      leaf + 0.05 * jax.random.normal(key, leaf.shape)
+      for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    keys = diffusion.image_keys(0, jnp.arange(label.shape[0]))
+    traced = {"p_uncond": p_uncond}
+    return loss(tree.unflatten(leaves), keys, batch | {"label": label}, traced)
+
+  label = batch["label"]
+  other = jnp.where(label == 0, 1, 0).astype(label.dtype)
+  dropped = losses(params, label, 1.0) == losses(params, other, 1.0)
+  if not dropped.all():
+    return "the network sees labels that were dropped (p_uncond=1)"
+  kept = losses(params, label, 0.0) == losses(params, other, 0.0)
+  if kept.any():
+    return "the network's output does not depend on the label (p_uncond=0)"
+  return None

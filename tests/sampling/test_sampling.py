@@ -40,6 +40,7 @@ def make(network, **changes):
     "shape": (2, 2, 1),
     "null_label": 10,
     "two_passes": True,
+    "timesteps": "uniform",
     **RANGE,
   }
   return sampler.make_sampler(network, **arguments | changes)

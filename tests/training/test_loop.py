@@ -13,9 +13,8 @@ from cfgd.training import loop
 
 def final(config, workdir):
   """Return the newest state in a workdir as NumPy arrays."""
-  optim = tuple(sorted(config.optim.items()))
   network = loop.unet.UNet(**loop.config_lib.unet_arguments(config))
-  like = loop._initial_state(network, optim, config)
+  like = loop._initial_state(network, config)
   checkpoints = checkpoint.Checkpointer(workdir, keep=3, keep_every=0)
   state = checkpoints.restore_newest(like)
   checkpoints.close()

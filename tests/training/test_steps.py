@@ -191,3 +191,39 @@ def test_every_example_has_its_own_key():
   jax.effects_barrier()
   keys = {tuple(key) for key in np.concatenate(seen).reshape(-1, 2)}
   assert len(keys) == 16, list(itertools.islice(keys, 3))
+
+
+def labelled(network):
+  """Return the diffusion loss of (z, time, label) -> eps as if it were Flax."""
+
+  class Module:
+    def apply(self, variables, z, time, label, dropout_keys):
+      return variables["params"]["w"] * network(z, label)
+
+  return steps.diffusion_loss(
+    Module(),
+    null_label=10,
+    timesteps="uniform",
+    logsnr_min=-20.0,
+    logsnr_max=20.0,
+  )
+
+
+def test_the_probe_finds_networks_that_cannot_guide():
+  batch = {
+    "image": np.random.default_rng(0)
+    .integers(0, 256, (3, 2, 2, 1))
+    .astype(np.uint8),
+    "label": np.array([0, 3, 9]),
+  }
+  params = {"w": jnp.ones(())}
+  by_label = lambda z, label: z * label[:, None, None, None]  # noqa: E731
+  probe = lambda loss: steps.conditioning_fault(loss, params, batch)  # noqa: E731
+  assert probe(labelled(by_label)) is None
+  assert "does not depend" in probe(labelled(lambda z, label: z))
+
+  def leaking(params, keys, batch, traced):
+    whole = labelled(by_label)(params, keys, batch, traced)
+    return whole + batch["label"]
+
+  assert "were dropped" in probe(leaking)

@@ -1,0 +1,35 @@
+"""Import weights that OpenAI published for guided-diffusion.
+
+  python -m experiments.import_checkpoint --model=adm_imagenet64
+      --source=64x64_diffusion.pt --workdir=DIR
+
+Then sample with --config=configs/adm_imagenet64.py --workdir=DIR. Needs
+PyTorch to read the file: pip install -e '.[convert]'.
+"""
+
+import importlib
+
+from absl import flags
+
+from cfgd.convert import importer
+from experiments import launcher
+
+_MODEL = flags.DEFINE_enum(
+  "model",
+  None,
+  ["adm_imagenet64", "adm_imagenet128"],
+  "Which of the published models: a config of this name.",
+)
+_SOURCE = flags.DEFINE_string("source", None, "The .pt file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
+flags.mark_flags_as_required(["model", "source", "workdir"])
+
+
+def main():
+  """Read, check, convert, write."""
+  config = importlib.import_module(f"configs.{_MODEL.value}").get_config()
+  importer.import_checkpoint(config, _WORKDIR.value, _SOURCE.value)
+
+
+if __name__ == "__main__":
+  launcher.run(main)

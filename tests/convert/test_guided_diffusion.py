@@ -1,0 +1,415 @@
+"""Names, layouts and time of published ADM weights; PyTorch is not needed."""
+
+import math
+import pickle
+import sys
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfgd import config as config_lib
+from cfgd import diffusion
+from cfgd import errors
+from cfgd.convert import guided_diffusion
+from cfgd.models import unet
+from configs import adm_imagenet64
+from configs import adm_imagenet128
+from tests.models import golden_weights
+
+SCHEDULES = ["linear", "cosine"]
+
+
+def shapes_of(network, size):
+  zeros = jnp.zeros((1,), jnp.int32)
+  z = jnp.zeros((1, size, size, 3))
+  return jax.eval_shape(network.init, jax.random.key(0), z, zeros, zeros)[
+    "params"
+  ]
+
+
+def small_network():
+  """Return ADM-64's network with 32 channels, two levels and 11 classes."""
+  config = adm_imagenet64.get_config()
+  arguments = config_lib.unet_arguments(config) | {
+    "model_channels": 32,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+    "num_head_channels": 16,
+    "num_labels": 11,
+    "dtype": "float32",
+  }
+  return unet.UNet(**arguments)
+
+
+def small_weights():
+  """Return (shapes, params, state dict) of `small_network`."""
+  shapes = shapes_of(small_network(), 8)
+  params, state = golden_weights.fill(shapes)
+  # Numbers that arithmetic would change or comparison would not see.
+  state["out.0.bias"][:3] = params["out_0"]["bias"][:3] = -0.0, 1e-42, 3e38
+  return shapes, params, state
+
+
+@pytest.fixture
+def weights():
+  return small_weights()
+
+
+def assert_same_bits(actual, desired):
+  assert jax.tree.structure(actual) == jax.tree.structure(desired)
+  for left, right in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True
+  ):
+    assert (left.shape, left.dtype) == (right.shape, right.dtype)
+    assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+
+
+# Files; those that only PyTorch can write are in test_torch_files.
+
+
+class Code:
+  """Creates a file when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (str(self.path), "w")
+
+
+def write_archive(path, size=3000):
+  """Write a zip that looks like one of torch.save from outside."""
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", b"x" * size)
+
+
+def refused(path, *parts):
+  with pytest.raises(errors.UserError) as caught:
+    guided_diffusion.read(path)
+  message = str(caught.value)
+  assert message.startswith(f"{path}: ")
+  assert len(message.splitlines()) == 1, message
+  for part in parts:
+    assert part in message
+
+
+def test_a_missing_file_is_told(tmp_path):
+  refused(tmp_path / "no.pt", "No such file", "expected a state dict")
+
+
+def test_a_folder_is_told(tmp_path):
+  refused(tmp_path, "directory", "expected a state dict")
+
+
+@pytest.mark.parametrize(
+  ("content", "found"),
+  [(b"", "empty file"), (b"<html>404\n</html>", "b'<html>404")],
+)
+def test_a_file_of_another_kind_is_told(tmp_path, content, found):
+  path = tmp_path / "64x64_diffusion.pt"
+  path.write_bytes(content)
+  refused(path, found, "expected a state dict")
+
+
+@pytest.mark.parametrize(
+  ("protocol", "found"), [(0, "another kind"), (2, "pickle"), (5, "pickle")]
+)
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path, protocol, found):
+  path = tmp_path / "weights.pt"
+  path.write_bytes(pickle.dumps(Code(tmp_path / "ran"), protocol))
+  refused(path, found, "expected a state dict")
+  assert not (tmp_path / "ran").exists()
+
+
+def test_a_truncated_file_is_told(tmp_path):
+  path = tmp_path / "weights.pt"
+  write_archive(path)
+  path.write_bytes(path.read_bytes()[:2000])
+  refused(path, "truncated", "2000 bytes")
+
+
+def test_missing_pytorch_is_told(tmp_path, monkeypatch):
+  path = tmp_path / "weights.pt"
+  write_archive(path)
+  monkeypatch.setitem(sys.modules, "torch", None)
+  refused(path, "pip install 'cfgd[convert]'")
+
+
+# Names and layouts.
+
+
+@pytest.mark.parametrize(
+  ("path", "key"),
+  [
+    (("time_embed_0", "kernel"), "time_embed.0.weight"),
+    (("label_emb", "embedding"), "label_emb.weight"),
+    (("input_blocks_0_0", "kernel"), "input_blocks.0.0.weight"),
+    (
+      ("output_blocks_11_2", "in_layers_0", "scale"),
+      "output_blocks.11.2.in_layers.0.weight",
+    ),
+    (
+      ("input_blocks_5_0", "skip_connection", "bias"),
+      "input_blocks.5.0.skip_connection.bias",
+    ),
+    (
+      ("middle_block_1", "proj_out", "kernel"),
+      "middle_block.1.proj_out.weight",
+    ),
+    (("out_2", "positional_embedding"), "out.2.positional_embedding"),
+    (("out_2", "qkv_proj", "kernel"), "out.2.qkv_proj.weight"),
+  ],
+)
+def test_keys_are_guided_diffusions(path, key):
+  assert guided_diffusion.torch_key(path) == key
+
+
+def test_a_state_dict_becomes_our_parameters(weights):
+  shapes, params, state = weights
+  assert {weight.ndim for weight in state.values()} == {1, 2, 3, 4}
+  converted = guided_diffusion.to_flax(state, shapes, path="a.pt")
+  assert_same_bits(converted, params)
+  for leaf in jax.tree.leaves(converted):
+    assert leaf.flags.c_contiguous
+    assert leaf.flags.owndata
+
+
+def test_the_round_trip_is_bit_for_bit(weights):
+  shapes, _, state = weights
+  like = {key: list(weight.shape) for key, weight in state.items()}
+  params = guided_diffusion.to_flax(state, shapes, path="a.pt")
+  back = guided_diffusion.to_state_dict(params, like)
+  assert list(back) == list(state)
+  assert_same_bits(back, state)
+
+
+def test_an_attention_pool_is_converted():
+  rng = np.random.default_rng(0)
+  state = {
+    "out.2.positional_embedding": rng.standard_normal((8, 5), np.float32),
+    "out.2.qkv_proj.weight": rng.standard_normal((24, 8, 1), np.float32),
+    "out.2.c_proj.weight": rng.standard_normal((3, 8, 1), np.float32),
+    "out.2.c_proj.bias": rng.standard_normal(3, np.float32),
+  }
+  wanted = {
+    "positional_embedding": (8, 5),
+    "qkv_proj": {"kernel": (8, 24)},
+    "c_proj": {"kernel": (8, 3), "bias": (3,)},
+  }
+  shapes = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+    {"out_2": wanted},
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+  params = guided_diffusion.to_flax(state, shapes, path="a.pt")
+  pool = params["out_2"]
+  np.testing.assert_array_equal(
+    pool["qkv_proj"]["kernel"], state["out.2.qkv_proj.weight"][:, :, 0].T
+  )
+  np.testing.assert_array_equal(
+    pool["positional_embedding"], state["out.2.positional_embedding"]
+  )
+  like = {key: weight.shape for key, weight in state.items()}
+  assert_same_bits(guided_diffusion.to_state_dict(params, like), state)
+
+
+def conversion_fails(state, shapes, *parts):
+  with pytest.raises(errors.UserError) as caught:
+    guided_diffusion.to_flax(state, shapes, path="a.pt")
+  message = str(caught.value)
+  assert message.startswith("a.pt: ")
+  assert "\n" not in message
+  for part in parts:
+    assert part in message
+
+
+def test_missing_and_unexpected_keys_are_named(weights):
+  shapes, _, state = weights
+  for key in ("out.0.bias", "out.2.bias"):
+    del state[key]
+  state |= {f"new.{i}\n": np.zeros(1, np.float32) for i in range(5)}
+  conversion_fails(
+    state,
+    shapes,
+    "2 missing ('out.0.bias', 'out.2.bias')",
+    r"5 unexpected ('new.0\n', 'new.1\n', 'new.2\n', ...)",
+  )
+
+
+@pytest.mark.parametrize(
+  ("key", "found", "wanted"),
+  [
+    ("out.2.weight", (3, 32, 3, 3), "(6, 32, 3, 3)"),
+    ("label_emb.weight", (12, 128), "(11, 128)"),
+    ("middle_block.1.qkv.weight", (192, 64, 3), "(192, 64, 1)"),
+    ("middle_block.1.qkv.weight", (64, 192, 1), "(192, 64, 1)"),
+    ("time_embed.0.weight", (32, 128), "(128, 32)"),
+    ("out.0.bias", (), "(32,)"),
+    ("out.2.weight", (6,), "(6, 32, 3, 3)"),
+  ],
+)
+def test_a_wrong_shape_is_told(weights, key, found, wanted):
+  shapes, _, state = weights
+  state[key] = np.zeros(found, np.float32)
+  conversion_fails(state, shapes, f"{key} has shape {found}", f"wants {wanted}")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_told(weights, value):
+  shapes, _, state = weights
+  state["out.0.bias"][7] = value
+  conversion_fails(state, shapes, "out.0.bias has 1 of 32 numbers")
+
+
+def test_a_state_dict_of_another_network_is_refused_too(weights):
+  _, params, state = weights
+  like = {key: weight.shape for key, weight in state.items()}
+  with pytest.raises(errors.UserError, match="1 unexpected"):
+    guided_diffusion.to_state_dict(
+      params, {key: like[key] for key in like if key != "out.0.bias"}
+    )
+  with pytest.raises(errors.UserError, match="weight has shape"):
+    guided_diffusion.to_state_dict(params, like | {"out.2.weight": (3, 32, 1)})
+
+
+def test_the_null_row_is_zero_and_last(weights):
+  _, params, _ = weights
+  more = guided_diffusion.add_null_row(params)
+  rows = more["label_emb"]["embedding"]
+  assert rows.shape == (12, 128)
+  assert rows.dtype == np.float32
+  np.testing.assert_array_equal(rows[:11], params["label_emb"]["embedding"])
+  np.testing.assert_array_equal(rows[11], 0)
+  del more["label_emb"], params["label_emb"]
+  assert_same_bits(more, params)
+  with pytest.raises(errors.UserError, match="without labels"):
+    guided_diffusion.add_null_row(params)
+
+
+@pytest.mark.parametrize(
+  ("module", "schedule", "parameters"),
+  [
+    (adm_imagenet64, "cosine", 295_904_454),
+    (adm_imagenet128, "linear", 421_529_606),
+  ],
+)
+def test_the_configs_are_the_published_models(module, schedule, parameters):
+  config = module.get_config()
+  config_lib.validate(config, num_devices=8)
+  network = unet.UNet(**config_lib.unet_arguments(config))
+  shapes = shapes_of(network, config.data.image_size)
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+  assert config.diffusion.timesteps == f"adm_{schedule}"
+  low, high = guided_diffusion.logsnr_range(schedule)
+  assert low < config.diffusion.logsnr_min < low + 0.01
+  assert high - 0.01 < config.diffusion.logsnr_max < high
+
+
+# Time.
+
+
+def exact_logsnr(schedule):
+  """Return ADM's log-SNRs without products of rounded numbers."""
+  if schedule == "linear":
+    step = (0.02 - 1e-4) / 999
+    log_terms = [math.log1p(-(1e-4 + i * step)) for i in range(1000)]
+    log_alpha_bar = [math.fsum(log_terms[: t + 1]) for t in range(1000)]
+  else:
+    # The ratios telescope; beta is cut to 0.999 at the last timestep alone.
+    angle = lambda t: (t / 1000 + 0.008) / 1.008 * math.pi / 2  # noqa: E731
+    log_alpha_bar = [
+      2 * (math.log(math.cos(angle(t + 1))) - math.log(math.cos(angle(0))))
+      for t in range(999)
+    ]
+    log_alpha_bar.append(log_alpha_bar[-1] + math.log1p(-0.999))
+  return np.array(
+    [value - math.log(-math.expm1(value)) for value in log_alpha_bar]
+  )
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_timesteps_are_exact_at_integers(schedule):
+  logsnr = exact_logsnr(schedule)
+  assert (np.diff(logsnr) < 0).all()
+  t = guided_diffusion.timestep_of_logsnr(np.float32(logsnr), schedule)
+  assert t.dtype == jnp.float32
+  np.testing.assert_allclose(t, np.arange(1000), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_timesteps_are_fractional_between_integers(schedule):
+  logsnr = exact_logsnr(schedule)
+  middle = np.float32((logsnr[1:] + logsnr[:-1]) / 2)
+  t = guided_diffusion.timestep_of_logsnr(middle, schedule)
+  np.testing.assert_allclose(t, np.arange(999) + 0.5, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_timesteps_fall_as_the_logsnr_rises(schedule):
+  low, high = guided_diffusion.logsnr_range(schedule)
+  logsnr = jnp.linspace(low, high, 5000).reshape(50, 100)
+  t = jax.jit(guided_diffusion.timestep_of_logsnr, static_argnums=1)(
+    logsnr, schedule
+  )
+  assert t.shape == logsnr.shape
+  assert (np.diff(np.ravel(t)) < 0).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_timesteps_are_clamped_at_the_ends(schedule):
+  low, high = guided_diffusion.logsnr_range(schedule)
+  exact = exact_logsnr(schedule)
+  np.testing.assert_allclose([low, high], exact[[-1, 0]], rtol=1e-9)
+  outside = jnp.array([-30.0, low - 1e-3, high + 1e-3, 30.0])
+  t = guided_diffusion.timestep_of_logsnr(outside, schedule)
+  np.testing.assert_array_equal(t, [999.0, 999.0, 0.0, 0.0])
+
+
+def test_an_unknown_schedule_is_told():
+  with pytest.raises(errors.UserError, match="'sigmoid': choose 'linear' or"):
+    guided_diffusion.logsnr_range("sigmoid")
+
+
+# The DenoiseFn.
+
+
+@pytest.mark.parametrize("outputs", [3, 6])
+def test_a_denoiser_splits_noise_from_variance(outputs):
+  z = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+  label = jnp.array([1, 2])
+
+  def network(z, time, label):
+    shift = (time + 1000.0 * label)[:, None, None, None]
+    return jnp.concatenate([z + shift, 2 * z - 1], axis=-1)[..., :outputs]
+
+  logsnr = jnp.float32(exact_logsnr("linear")[[10, 700]])
+  denoise = jax.jit(guided_diffusion.denoiser(network, "linear"))
+  prediction = denoise(z, logsnr, label)
+  shift = np.array([1010.0, 2700.0])[:, None, None, None]
+  np.testing.assert_allclose(prediction.eps, z + shift, atol=1e-3)
+  if outputs == 3:
+    assert prediction.v is None
+  else:
+    np.testing.assert_allclose(prediction.v, z, atol=1e-6)
+
+
+def test_v_gives_adms_variance():
+  # Between neighbouring timesteps the sampler's variance is that of
+  # arXiv:2102.09672, eq. 15, with beta and the posterior variance of DDPM.
+  t, raw = 400, np.array([-1.0, -0.3, 0.0, 1.0, 1.2])
+  betas = np.linspace(1e-4, 0.02, 1000)
+  alpha_bar = np.cumprod(1 - betas)
+  posterior = betas[t] * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
+  fraction = (raw + 1) / 2
+  desired = fraction * np.log(betas[t]) + (1 - fraction) * np.log(posterior)
+  logsnr = exact_logsnr("linear")
+  actual = diffusion.reverse_log_variance(
+    logsnr_from=jnp.float32(logsnr[t]),
+    logsnr_to=jnp.float32(logsnr[t - 1]),
+    v=guided_diffusion.learned_v(jnp.float32(raw)),
+  )
+  np.testing.assert_allclose(actual, desired, atol=1e-4)

@@ -1,0 +1,79 @@
+"""What the parts of the networks promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfgd.models import blocks
+
+
+@pytest.mark.parametrize("offset", [0, 3, 1000])
+def test_group_norm_is_the_definition(offset):
+  rng = np.random.default_rng(0)
+  x = rng.normal(offset, 2, (2, 5, 5, 64)).astype(np.float32)
+  scale, shift = np.random.default_rng(1).standard_normal((2, 2, 64))
+  out, _ = blocks.GroupNorm("float32").init_with_output(
+    jax.random.key(0), x, np.float32(scale), np.float32(shift)
+  )
+  groups = np.float64(x).reshape(2, 25, 32, 2)
+  mean = groups.mean(axis=(1, 3), keepdims=True)
+  variance = groups.var(axis=(1, 3), keepdims=True)
+  normal = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+  desired = normal * (1 + scale[:, None, None]) + shift[:, None, None]
+  # x * a + b: the rounding of x grows with the mean, the variance stays right.
+  np.testing.assert_allclose(out, desired, atol=5e-5 + 2e-6 * offset)
+
+
+def test_resampling_is_nearest_and_mean():
+  x = np.arange(16.0).reshape(1, 4, 4, 1)
+  np.testing.assert_array_equal(
+    blocks.downsample(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]]
+  )
+  up = blocks.upsample(x)[0, :, :, 0]
+  np.testing.assert_array_equal(up, np.kron(x[0, :, :, 0], np.ones((2, 2))))
+
+
+@pytest.mark.parametrize(
+  ("platform", "capability", "dtype", "width", "implementation"),
+  [
+    ("cpu", None, "bfloat16", 64, None),
+    ("tpu", None, "bfloat16", 64, None),
+    ("gpu", "8.0", "bfloat16", 64, "cudnn"),
+    ("gpu", "8.6", "float16", 128, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 64, "cudnn"),
+    ("gpu", "10.0", "bfloat16", 128, "cudnn"),
+    ("gpu", "9.0", "float32", 64, None),
+    ("gpu", "9.0", "bfloat16", 60, None),
+    ("gpu", "8.0", "bfloat16", 136, None),
+    ("gpu", "9.0", "bfloat16", 136, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 256, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 264, None),
+    ("gpu", "10.0", "bfloat16", 256, None),
+    ("gpu", "7.5", "bfloat16", 64, None),
+    ("gpu", "gfx942", "bfloat16", 64, None),
+    ("gpu", None, "bfloat16", 64, None),
+  ],
+)
+def test_cudnn_where_it_can(platform, capability, dtype, width, implementation):
+  actual = blocks.attention_implementation(platform, capability, dtype, width)
+  assert actual == implementation
+
+
+@pytest.mark.parametrize("implementation", [None, "cudnn"])
+def test_attention_is_computed_by_what_was_chosen(monkeypatch, implementation):
+  # cuDNN itself needs a GPU: here only that it would be asked.
+  asked = []
+
+  def attention(q, k, v, *, implementation):
+    asked.append(implementation)
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+  monkeypatch.setattr(
+    blocks, "attention_implementation", lambda *_: implementation
+  )
+  block = blocks.AttentionBlock(2, True, "bfloat16")
+  x = jnp.zeros((1, 2, 2, 32))
+  jax.eval_shape(block.init, jax.random.key(0), x)
+  assert asked == [implementation]
