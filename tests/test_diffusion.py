@@ -425,7 +425,8 @@ def ddim_moments(denoise, logsnr_from, logsnr_to, label):
 
 def check_chain(chain, name, means, variances):
   absolute(means, chain[f"{name}_mean"], atol=1e-5)
-  relative(variances, chain[f"{name}_var"], rtol=1e-4)
+  if variances is not None:
+    relative(variances, chain[f"{name}_var"], rtol=1e-4)
 
 
 def name_of(chain, num_steps, v):
@@ -455,7 +456,7 @@ def test_ancestral_chain(chain, models, num_steps, v):
     # From lambda = -20 straight to 20, x = (z - sigma eps) / alpha divides
     # eps's last float32 digit by 4.5e-5: the variance, 8e-7, is out of reach
     # (the float64 test below has it).
-    variances = chain[f"{name}_var"]
+    variances = None
   check_chain(chain, name, means, variances)
 
 
@@ -465,7 +466,7 @@ def test_ddim_chain(chain, models, num_steps):
   means, variances = moments(models, grid, ddim_moments)
   name = f"ddim_T{num_steps}"
   if num_steps == 2:  # as above
-    variances = chain[f"{name}_var"]
+    variances = None
   check_chain(chain, name, means, variances)
 
 

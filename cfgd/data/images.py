@@ -1,4 +1,4 @@
-"""Images as arrays: crop, exact area downsampling, flip, range, grids.
+"""Images as arrays: crop, exact area downsampling, flip, grids.
 
 NumPy and OpenCV on the host; every data set goes through the same functions, so
 that what is true of the embedded images is true of ImageNet.
@@ -60,13 +60,6 @@ def preprocessing_id(source, *, crop, size):
 def random_flip(image, rng):
   """Mirror an image left to right with probability 1/2."""
   return image[:, ::-1] if rng.random() < 0.5 else image
-
-
-def to_uint8(x):
-  """Map [-1, 1] to 0..255, rounding to nearest, on the host."""
-  return np.clip(np.rint((np.asarray(x) + 1.0) * 127.5), 0, 255).astype(
-    np.uint8
-  )
 
 
 def grid(images, columns):

@@ -1,4 +1,4 @@
-"""Crop, area downsampling, range, grids."""
+"""Crop, area downsampling, flip, grids."""
 
 import io
 
@@ -39,12 +39,6 @@ def test_center_crop():
   image = np.arange(5 * 8).reshape(5, 8, 1)
   np.testing.assert_array_equal(images.center_crop(image), image[:, 1:6])
   np.testing.assert_array_equal(images.center_crop(image, 3), image[1:4, 2:5])
-
-
-def test_uint8_and_the_range_are_inverse():
-  every = np.arange(256, dtype=np.uint8)
-  np.testing.assert_array_equal(images.to_uint8(every / 127.5 - 1.0), every)
-  np.testing.assert_array_equal(images.to_uint8([-3.0, 3.0]), [0, 255])
 
 
 def test_flip_is_even_and_mirrors():
