@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from cfgd import config as config_lib
 from cfgd.models import unet
+from cfgd.training import losses
 from cfgd.training import state as state_lib
 from cfgd.training import steps
 
@@ -89,7 +90,7 @@ def _lower_step(config, batch, remat):
   params = _param_shapes(config, network)
   state = jax.eval_shape(lambda p: state_lib.create(p, optimizer), params)
   step = steps.make_train_step(
-    steps.diffusion_loss(
+    losses.diffusion_loss(
       network,
       null_label=config.data.num_classes,
       **config_lib.parametrization(config),

@@ -24,11 +24,14 @@ _FREE = {
     "sample_every",
     "keep",
     "keep_every",
+    "heldout_images",
     "max_skipped",
   ),
 }
 _FREE_SECTIONS = ("sampling", "metrics", "sweep")
+TASKS = ("diffusion", "classifier")
 SAMPLERS = ("ancestral", "ddim")
+_DECAYS = ("cosine", "linear")
 _DTYPES = ("float32", "bfloat16")
 TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
 
@@ -80,9 +83,41 @@ def validate(config, *, num_devices):
   Raises:
     errors.UserError: naming field, value and what is allowed.
   """
+  _one_of(config, "task", TASKS)
   _validate_model(config)
+  _validate_task(config)
   _validate_training(config, num_devices)
   validate_sampling(config)
+
+
+def _validate_task(config):
+  """A classifier has no labels to read and predicts no noise."""
+  if config.task != "classifier":
+    return
+  model = config.model
+  for field in ("null_row", "learn_sigma"):
+    _require(
+      not model[field],
+      f"model.{field}",
+      model[field],
+      "must be False where task='classifier'",
+    )
+  _require(
+    model.num_head_channels > 0,
+    "model.num_head_channels",
+    model.num_head_channels,
+    "must be above 0 where task='classifier': its pool has heads by width",
+  )
+
+
+def validate_generation(config):
+  """Check that a config's model makes images."""
+  _require(
+    config.task == "diffusion",
+    "task",
+    config.task,
+    "makes no samples; give the config of a diffusion model",
+  )
 
 
 def _validate_model(config):
@@ -179,11 +214,18 @@ def _validate_training(config, num_devices):
     "train.log_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.heldout_images",
     "train.max_skipped",
     "data.threads",
     "data.prefetch",
   )
-  for field in ("train.sample_every", "train.keep_every", "optim.warmup_steps"):
+  _one_of(config, "optim.decay", _DECAYS)
+  for field in (
+    "train.sample_every",
+    "train.keep_every",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+  ):
     _require(
       _get(config, field) >= 0,
       field,
@@ -296,23 +338,34 @@ def cell_config(config, *, p_uncond, T, w):
   return config
 
 
-def unet_arguments(config):
-  """Return the keyword arguments of `models.unet.UNet`."""
+def _encoder_arguments(config):
   model = config.model
   return {
     "model_channels": model.model_channels,
     "channel_mult": tuple(model.channel_mult),
     "num_res_blocks": model.num_res_blocks,
     "attention_resolutions": tuple(model.attention_resolutions),
-    "num_heads": model.num_heads,
     "num_head_channels": model.num_head_channels,
     "new_attention_order": model.new_attention_order,
-    "num_labels": config.data.num_classes + int(model.null_row),
-    "out_channels": config.data.channels * (2 if model.learn_sigma else 1),
     "dropout": model.dropout,
     "dtype": model.dtype,
     "remat": model.remat,
   }
+
+
+def unet_arguments(config):
+  """Return the keyword arguments of `models.unet.UNet`."""
+  data, model = config.data, config.model
+  return _encoder_arguments(config) | {
+    "num_heads": model.num_heads,
+    "num_labels": data.num_classes + int(model.null_row),
+    "out_channels": data.channels * (2 if model.learn_sigma else 1),
+  }
+
+
+def classifier_arguments(config):
+  """Return the keyword arguments of `models.classifier.Classifier`."""
+  return _encoder_arguments(config) | {"num_classes": config.data.num_classes}
 
 
 def adam_arguments(config):

@@ -1,4 +1,11 @@
-"""A DenoiseFn from a network, by what the network takes and gives."""
+"""What networks take and give, translated to log-SNR.
+
+A network's time is 1000 u(lambda) for our own, and a timestep of ADM's own
+schedule for its published weights; `timesteps` says which.
+"""
+
+import jax
+import jax.numpy as jnp
 
 from cfgd import diffusion
 from cfgd.convert import guided_diffusion
@@ -23,3 +30,46 @@ def denoiser(network, *, timesteps, logsnr_min, logsnr_max):
       network, logsnr_min=logsnr_min, logsnr_max=logsnr_max
     )
   return guided_diffusion.denoiser(network, timesteps.removeprefix("adm_"))
+
+
+def classifier(network, *, timesteps, logsnr_min, logsnr_max):
+  """Make a function of log-SNR of a noisy classifier.
+
+  Args:
+    network: (z, time [B]) -> logits [B, K].
+    timesteps: see `denoiser`.
+    logsnr_min: see `denoiser`.
+    logsnr_max: see `denoiser`.
+
+  Returns:
+    (z [B, ...], logsnr [B]) -> logits [B, K].
+  """
+
+  def logits(z, logsnr):
+    if timesteps == "uniform":
+      time = 1000.0 * diffusion.u_of_logsnr(
+        logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max
+      )
+    else:
+      schedule = timesteps.removeprefix("adm_")
+      time = guided_diffusion.timestep_of_logsnr(logsnr, schedule)
+    return network(z, time)
+
+  return logits
+
+
+def log_prob(logits_of):
+  """Make log p(c|z) of `classifier`'s result.
+
+  Args:
+    logits_of: (z, logsnr) -> logits [B, K].
+
+  Returns:
+    (z [B, ...], logsnr [B], label [B]) -> [B] float32.
+  """
+
+  def log_prob_of(z, logsnr, label):
+    log_probs = jax.nn.log_softmax(logits_of(z, logsnr))
+    return jnp.take_along_axis(log_probs, label[:, None], axis=-1)[:, 0]
+
+  return log_prob_of

@@ -11,6 +11,9 @@ def get_config():
   """Return the complete config."""
   return ml_collections.ConfigDict(
     {
+      # What is trained: diffusion, or the noisy classifier of classifier
+      # guidance, with the same data, noise levels, loop and checkpoints.
+      "task": "diffusion",
       # Root of all randomness in training: order, flips, noise, labels dropped.
       "seed": 0,
       "data": {
@@ -62,14 +65,17 @@ def get_config():
         "p_uncond": 0.1,
       },
       "optim": {
-        # Adam.
+        # Adam, with decoupled weight decay (AdamW) where that is not 0.
         "learning_rate": 3e-4,
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
-        # Linear warm-up, then constant, or a cosine to 0 at decay_steps.
+        "weight_decay": 0.0,
+        # Linear warm-up, then constant, or down to 0 at decay_steps as a cosine
+        # or in a line.
         "warmup_steps": 0,
         "decay_steps": 0,
+        "decay": "cosine",
         # Moving average of the parameters; warm-up: min(decay, (1+i)/(10+i)).
         "ema_decay": 0.9999,
         "ema_warmup": False,
@@ -83,11 +89,14 @@ def get_config():
         "init_from": "",
         "log_every": 100,
         "checkpoint_every": 5_000,
-        # A grid of samples in TensorBoard and as PNG; 0: never.
+        # A grid of samples in TensorBoard and as PNG, or a classifier's
+        # accuracy on held-out images; 0: never.
         "sample_every": 25_000,
         # Newest checkpoints that stay, and steps whose multiples stay for good.
         "keep": 3,
         "keep_every": 50_000,
+        # Held-out images that a classifier is tried on.
+        "heldout_images": 10_000,
         # Stop after this many steps with a loss or gradient that is not finite.
         "max_skipped": 20,
       },

@@ -17,7 +17,11 @@ from experiments import launcher
 _MODEL = flags.DEFINE_enum(
   "model",
   None,
-  ["adm_imagenet64", "adm_imagenet128"],
+  [
+    f"adm_imagenet{size}{kind}"
+    for size in (64, 128)
+    for kind in ("", "_classifier")
+  ],
   "Which of the published models: a config of this name.",
 )
 _SOURCE = flags.DEFINE_string("source", None, "The .pt file.")

@@ -35,23 +35,28 @@ ALLOWED = {
   "convert.guided_diffusion": {"diffusion"},
   # L2
   "parametrization": {"diffusion", "convert.guided_diffusion"},
-  "training.steps": {"diffusion", "parametrization", "training.state"},
+  "networks": {"config", "models.classifier", "models.unet"},
+  "training.losses": {"diffusion", "parametrization"},
+  "training.steps": {"training.state"},
   "sampling.sampler": {"diffusion", "parametrization"},
   "metrics.extract": {"models.feature_net", "distributed"},
   # L3: fronts that meet through files only.
   "convert.importer": {
-    *("config", "checkpoint", "convert.guided_diffusion", "models.unet"),
+    *("config", "checkpoint", "convert.guided_diffusion", "networks"),
     "training.state",
   },
+  "training.tasks": {
+    *("config", "diffusion", "distributed", "data.images", "data.sources"),
+    *("sampling.sampler", "training.losses", "training.steps"),
+  },
   "training.loop": {
-    *("config", "checkpoint", "diffusion", "distributed"),
-    *("data.images", "data.pipeline", "data.sources", "models.unet"),
-    *("sampling.sampler", "training.state", "training.steps"),
-    "convert.guided_diffusion",
+    *("config", "checkpoint", "distributed", "networks"),
+    *("data.pipeline", "data.sources", "convert.guided_diffusion"),
+    *("training.state", "training.steps", "training.tasks"),
   },
   "sampling.generate": {
     *("config", "checkpoint", "diffusion", "distributed"),
-    *("data.images", "models.unet", "sampling.sampler", "sampling.store"),
+    *("data.images", "networks", "sampling.sampler", "sampling.store"),
   },
   "metrics.feature_training": {
     *("distributed", "data.pipeline", "metrics.extract"),

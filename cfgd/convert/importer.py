@@ -1,14 +1,12 @@
 """Published weights as a checkpoint of ours."""
 
 from absl import logging
-import jax
-import jax.numpy as jnp
 
 from cfgd import checkpoint
 from cfgd import config as config_lib
 from cfgd import errors
+from cfgd import networks
 from cfgd.convert import guided_diffusion
-from cfgd.models import unet
 from cfgd.training import state as state_lib
 
 
@@ -30,12 +28,8 @@ def import_checkpoint(config, workdir, source):
   config_lib.claim_workdir(config, workdir, write=False)
   if checkpoint.steps(workdir):
     raise errors.UserError(f"{workdir} has checkpoints: use another --workdir")
-  network = unet.UNet(**config_lib.unet_arguments(config))
-  zeros = jnp.zeros((1,), jnp.int32)
-  z = jnp.zeros((1, *config_lib.image_shape(config)))
-  shapes = jax.eval_shape(network.init, jax.random.key(0), z, zeros, zeros)
   params = guided_diffusion.to_flax(
-    guided_diffusion.read(source), shapes["params"], path=source
+    guided_diffusion.read(source), networks.param_shapes(config), path=source
   )
   config_lib.claim_workdir(config, workdir, write=True)
   state = state_lib.create(

@@ -92,17 +92,20 @@ def _train(network, source, arguments):
     b1=0.9,
     b2=0.99,
     eps=1e-8,
+    weight_decay=0.0,
     warmup_steps=0,
     decay_steps=number,
+    decay="cosine",
   )
 
   def loss(params, keys, batch, traced):
     del keys, traced
     x = batch["image"].astype(jnp.float32) / 127.5 - 1.0
     _, logits = network.apply({"params": params}, x)
-    return optax.softmax_cross_entropy_with_integer_labels(
+    values = optax.softmax_cross_entropy_with_integer_labels(
       logits, batch["label"]
     )
+    return values, {}
 
   seed = arguments["seed"]
   step = steps_lib.make_train_step(

@@ -6,7 +6,6 @@ import time
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cfgd import checkpoint
@@ -15,8 +14,8 @@ from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import networks
 from cfgd.data import images as image_ops
-from cfgd.models import unet
 from cfgd.sampling import sampler as sampler_lib
 from cfgd.sampling import store
 
@@ -62,6 +61,7 @@ def generate(config, workdir):
     errors.NonFiniteError: a sample is not finite.
   """
   config_lib.validate(config, num_devices=jax.device_count())
+  config_lib.validate_generation(config)
   step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
   config_lib.claim_workdir(config, workdir, write=False)
   folder = folder_of(config, workdir, step)
@@ -122,19 +122,15 @@ def _fill(config, workdir, step, folder, chunks):
 def _make_draw(config, workdir, step):
   """Return (index [n], label [n]) -> images [n, H, W, C] uint8."""
   sampling = config.sampling
-  network = unet.UNet(**config_lib.unet_arguments(config))
-  shape = config_lib.image_shape(config)
-  one = jnp.zeros((1,), jnp.int32)
-  like = jax.eval_shape(
-    network.init, jax.random.key(0), jnp.zeros((1, *shape)), one, one
-  )["params"]
-  params = checkpoint.read_params(workdir, step, like, sampling.weights)
+  params = checkpoint.read_params(
+    workdir, step, networks.param_shapes(config), sampling.weights
+  )
   params = distributed.replicate_locally(params)
   run = sampler_lib.make_sampler(
-    network,
+    networks.build(config),
     sampler=sampling.sampler,
     clip=sampling.clip,
-    shape=shape,
+    shape=config_lib.image_shape(config),
     null_label=config.data.num_classes,
     two_passes=sampler_lib.prefers_two_passes(),
     **config_lib.parametrization(config),

@@ -1,4 +1,4 @@
-"""Train a diffusion model: build, restore, for step, log, save."""
+"""Train a network: build, restore, for step, log, save."""
 
 import contextlib
 import functools
@@ -9,25 +9,21 @@ from clu import parameter_overview
 from clu import periodic_actions
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import networks
 from cfgd.convert import guided_diffusion
-from cfgd.data import images as image_ops
 from cfgd.data import pipeline
 from cfgd.data import sources
-from cfgd.models import unet
-from cfgd.sampling import sampler as sampler_lib
 from cfgd.training import state as state_lib
 from cfgd.training import steps
+from cfgd.training import tasks
 
-_GRID_COLUMNS = 10
 _PROGRESS_SECONDS = 15.0
 
 
@@ -60,7 +56,7 @@ def train(config, workdir):
 
 def _run(config, workdir, source, checkpoints):
   """Take the steps that are missing."""
-  network = unet.UNet(**config_lib.unet_arguments(config))
+  network, task = networks.build(config), tasks.TASKS[config.task]
   state = _restore_or_start(config, network, workdir, source, checkpoints)
   first_step = int(state.step)
   step, batches = _make_step(config, network), _batches(config, source, state)
@@ -97,7 +93,7 @@ def _run(config, workdir, source, checkpoints):
     if last or number % config.train.checkpoint_every == 0:
       checkpoints.save(state, meta)
     if _due(number, config.train.sample_every):
-      _show_samples(config, network, state, workdir, writer)
+      task.show(config, network, state, workdir, writer)
   writer.close()
 
 
@@ -107,7 +103,10 @@ def _due(number, every):
 
 def _restore_or_start(config, network, workdir, source, checkpoints):
   """Return the state to go on from, on all devices."""
-  state = _initial_state(network, config)
+  state = state_lib.create(
+    networks.initial_params(config),
+    state_lib.make_optimizer(**config_lib.adam_arguments(config)),
+  )
   restored = checkpoints.restore_newest(state)
   if restored is not None:
     return distributed.replicate(restored)
@@ -119,30 +118,8 @@ def _restore_or_start(config, network, workdir, source, checkpoints):
   if distributed.is_lead():
     overview = parameter_overview.get_parameter_overview(state.params)
     files.write_atomic(workdir / "parameters.txt", overview + "\n")
-  if config.model.null_row:
-    _probe(config, network, source, state.params)
+  tasks.TASKS[config.task].check(config, network, source, state.params)
   return distributed.replicate(state)
-
-
-def _initial_state(network, config):
-  zeros = jnp.zeros((1,), jnp.int32)
-  z = jnp.zeros((1, *config_lib.image_shape(config)))
-  params = jax.jit(network.init)(jax.random.key(config.seed), z, zeros, zeros)
-  optimizer = state_lib.make_optimizer(**config_lib.adam_arguments(config))
-  return state_lib.create(params["params"], optimizer)
-
-
-def _probe(config, network, source, params):
-  """End a run early whose guidance could not work."""
-  loss = steps.diffusion_loss(
-    network,
-    null_label=config.data.num_classes,
-    **config_lib.parametrization(config),
-  )
-  batch = jax.tree.map(lambda *rows: np.stack(rows), source[0], source[1])
-  fault = steps.conditioning_fault(loss, params, batch)
-  if fault:
-    raise errors.RunError(f"{fault}: classifier-free guidance cannot work")
 
 
 def _weights_of(config, like):
@@ -165,28 +142,19 @@ def _weights_of(config, like):
 
 def _make_step(config, network):
   return _cached_step(
-    network,
+    tasks.TASKS[config.task].loss(config, network),
     tuple(config_lib.adam_arguments(config).items()),
     seed=config.seed,
-    null_label=config.data.num_classes,
     ema_decay=config.optim.ema_decay,
     ema_warmup=config.optim.ema_warmup,
-    **config_lib.parametrization(config),
   )
 
 
 @functools.cache
-def _cached_step(
-  network, adam, *, seed, null_label, ema_decay, ema_warmup, **parametrization
-):
+def _cached_step(loss, adam, **options):
   """Cached, so that the trainings of a sweep share one compilation."""
-  return steps.make_train_step(
-    steps.diffusion_loss(network, null_label=null_label, **parametrization),
-    state_lib.make_optimizer(**dict(adam)),
-    seed=seed,
-    ema_decay=ema_decay,
-    ema_warmup=ema_warmup,
-  )
+  optimizer = state_lib.make_optimizer(**dict(adam))
+  return steps.make_train_step(loss, optimizer, **options)
 
 
 def _batches(config, source, state):
@@ -204,8 +172,9 @@ def _batches(config, source, state):
 def _say_start(config, source, first_step, params):
   devices = jax.device_count()
   logging.info(
-    "Training %s parameters on %d images (%s), p_uncond=%g, from step %d to "
-    "%d; %d processes, %d devices (%s), batch %d = %d per device.",
+    "Training a %s of %s parameters on %d images (%s), p_uncond=%g, from step "
+    "%d to %d; %d processes, %d devices (%s), batch %d = %d per device.",
+    {"diffusion": "diffusion model"}.get(config.task, config.task),
     f"{parameter_overview.count_parameters(params):,}",
     len(source),
     source.preprocessing,
@@ -221,15 +190,19 @@ def _say_start(config, source, first_step, params):
 
 
 def _log(writer, number, window, max_skipped, checkpoints):
-  """Write the window's mean loss; stop a run that does not recover."""
+  """Write the window's means; stop a run that does not recover."""
   window = jax.device_get(window)
   skipped = int(window[-1]["skipped"])
+  measured = jax.tree.map(
+    lambda *parts: np.sum(parts), *(metrics["measured"] for metrics in window)
+  )
   writer.write_scalars(
     number,
     {
       "loss": float(np.mean([metrics["loss"] for metrics in window])),
       "grad_norm": float(np.mean([metrics["grad_norm"] for metrics in window])),
       "skipped_steps": skipped,
+      **tasks.weighted_means(measured),
     },
   )
   if skipped > max_skipped:
@@ -238,34 +211,3 @@ def _log(writer, number, window, max_skipped, checkpoints):
       f"finite and were skipped, more than train.max_skipped={max_skipped}; "
       f"last checkpoint: step {checkpoints.newest_step()}"
     )
-
-
-def _show_samples(config, network, state, workdir, writer):
-  """Write a grid of samples of the averaged weights, class by class."""
-  sampling = config.sampling
-  run = sampler_lib.make_sampler(
-    network,
-    sampler=sampling.sampler,
-    clip=sampling.clip,
-    shape=config_lib.image_shape(config),
-    null_label=config.data.num_classes,
-    two_passes=sampler_lib.prefers_two_passes(),
-    **config_lib.parametrization(config),
-  )
-  devices = jax.local_device_count()
-  index = np.arange(sampling.batch_size * devices)
-  label = (index % config.data.num_classes).astype(np.int32)
-  images, _ = run(
-    distributed.replicate_locally(jax.device_get(state.ema_params)),
-    *distributed.split((index.astype(np.uint32), label), devices),
-    np.uint32(sampling.seed),
-    np.float32(sampling.w),
-    np.float32(sampling.v),
-    diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config)),
-  )
-  picture = image_ops.grid(distributed.merge(images), _GRID_COLUMNS)
-  number = int(state.step)
-  writer.write_images(number, {"samples": picture[None]})
-  if distributed.is_lead():
-    path = workdir / "grids" / f"step_{number:08d}.png"
-    files.write_atomic(path, image_ops.png(picture))

@@ -26,29 +26,44 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
 
 
-def make_optimizer(*, learning_rate, b1, b2, eps, warmup_steps, decay_steps):
-  """Make Adam with linear warm-up and constant or cosine learning rate.
+def make_optimizer(
+  *,
+  learning_rate,
+  b1,
+  b2,
+  eps,
+  weight_decay,
+  warmup_steps,
+  decay_steps,
+  decay,
+):
+  """Make AdamW with linear warm-up and a constant or falling learning rate.
 
   Args:
     learning_rate: after the warm-up.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
+    weight_decay: times the learning rate, of all parameters; 0 is Adam.
     warmup_steps: steps from 0 to learning_rate.
-    decay_steps: step at which a cosine reaches 0; 0 keeps the rate constant.
+    decay_steps: step at which the rate reaches 0; 0 keeps it constant.
+    decay: its way there, "cosine" or "linear".
 
   Returns:
     An optax.GradientTransformation.
   """
+  after = {
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
+  }
   if decay_steps:
-    schedule = optax.warmup_cosine_decay_schedule(
-      0.0, learning_rate, warmup_steps, decay_steps
-    )
-  elif warmup_steps:
-    schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    rate = after[decay](learning_rate, decay_steps - warmup_steps)
   else:
-    schedule = optax.constant_schedule(learning_rate)
-  return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+    rate = optax.constant_schedule(learning_rate)
+  if warmup_steps:
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    rate = optax.join_schedules([warmup, rate], [warmup_steps])
+  return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
 def create(params, optimizer):

@@ -13,10 +13,13 @@ import pytest
 from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import errors
+from cfgd import networks
 from cfgd.convert import guided_diffusion
 from cfgd.models import unet
 from configs import adm_imagenet64
+from configs import adm_imagenet64_classifier
 from configs import adm_imagenet128
+from configs import adm_imagenet128_classifier
 from tests.models import golden_weights
 
 SCHEDULES = ["linear", "cosine"]
@@ -295,13 +298,14 @@ def test_the_null_row_is_zero_and_last(weights):
   [
     (adm_imagenet64, "cosine", 295_904_454),
     (adm_imagenet128, "linear", 421_529_606),
+    (adm_imagenet64_classifier, "cosine", 65_438_568),
+    (adm_imagenet128_classifier, "linear", 42_568_040),
   ],
 )
 def test_the_configs_are_the_published_models(module, schedule, parameters):
   config = module.get_config()
   config_lib.validate(config, num_devices=8)
-  network = unet.UNet(**config_lib.unet_arguments(config))
-  shapes = shapes_of(network, config.data.image_size)
+  shapes = networks.param_shapes(config)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
   assert config.diffusion.timesteps == f"adm_{schedule}"
   low, high = guided_diffusion.logsnr_range(schedule)

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from cfgd import checkpoint
-from cfgd import config as config_lib
 from cfgd import errors
+from cfgd import networks
 from cfgd.convert import guided_diffusion
 from cfgd.convert import importer
-from cfgd.models import unet
 from cfgd.sampling import generate
 from cfgd.training import loop
+from configs import imagenet64_classifier
 from tests.models import golden_weights
 
 
@@ -27,16 +27,9 @@ def adm(tiny):
   return tiny
 
 
-def shapes_of(config):
-  network = unet.UNet(**config_lib.unet_arguments(config))
-  one = np.zeros((1,), np.int32)
-  z = np.zeros((1, *config_lib.image_shape(config)), np.float32)
-  return jax.eval_shape(network.init, jax.random.key(0), z, one, one)["params"]
-
-
 @pytest.fixture
 def imported(adm, tmp_path, monkeypatch):
-  params, state = golden_weights.fill(shapes_of(adm))
+  params, state = golden_weights.fill(networks.param_shapes(adm))
   monkeypatch.setattr(guided_diffusion, "read", lambda path: state)
   importer.import_checkpoint(adm, tmp_path / "adm", "weights.pt")
   return params, tmp_path / "adm"
@@ -46,7 +39,9 @@ def test_both_weights_are_the_imported_ones(adm, imported):
   params, workdir = imported
   assert checkpoint.steps(workdir) == [0]
   for weights in ("ema", "raw"):
-    read = checkpoint.read_params(workdir, 0, shapes_of(adm), weights)
+    read = checkpoint.read_params(
+      workdir, 0, networks.param_shapes(adm), weights
+    )
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
@@ -67,7 +62,9 @@ def test_fine_tuning_starts_with_a_null_row_of_zero(adm, imported, tmp_path):
   adm.train.steps = 1
   adm.optim.learning_rate = 1e-9
   loop.train(adm, tmp_path / "tuned")
-  tuned = checkpoint.read_params(tmp_path / "tuned", 1, shapes_of(adm), "raw")
+  tuned = checkpoint.read_params(
+    tmp_path / "tuned", 1, networks.param_shapes(adm), "raw"
+  )
   table = tuned["label_emb"]["embedding"]
   assert table.shape[0] == 11
   np.testing.assert_allclose(table[10], 0, atol=1e-7)
@@ -87,3 +84,15 @@ def test_a_workdir_in_use_and_other_weights_are_refused(
   with pytest.raises(errors.UserError, match=r"weights\.pt"):
     importer.import_checkpoint(adm, tmp_path / "other", "weights.pt")
   assert not (tmp_path / "other").exists()
+
+
+def test_a_classifier_is_imported_like_a_model(adm, tmp_path, monkeypatch):
+  config = imagenet64_classifier.as_classifier(adm, num_res_blocks=1)
+  config.model.model_channels = config.model.num_head_channels = 32
+  params, state = golden_weights.fill(networks.param_shapes(config))
+  monkeypatch.setattr(guided_diffusion, "read", lambda path: state)
+  importer.import_checkpoint(config, tmp_path, "classifier.pt")
+  read = checkpoint.read_params(
+    tmp_path, 0, networks.param_shapes(config), "ema"
+  )
+  jax.tree.map(np.testing.assert_array_equal, read, params)

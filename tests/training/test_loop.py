@@ -7,14 +7,21 @@ import numpy as np
 import pytest
 
 from cfgd import checkpoint
+from cfgd import config as config_lib
 from cfgd import errors
+from cfgd import networks
+from cfgd.sampling import generate
 from cfgd.training import loop
+from cfgd.training import state as state_lib
+from configs import imagenet64_classifier
 
 
 def final(config, workdir):
   """Return the newest state in a workdir as NumPy arrays."""
-  network = loop.unet.UNet(**loop.config_lib.unet_arguments(config))
-  like = loop._initial_state(network, config)
+  like = state_lib.create(
+    networks.initial_params(config),
+    state_lib.make_optimizer(**config_lib.adam_arguments(config)),
+  )
   checkpoints = checkpoint.Checkpointer(workdir, keep=3, keep_every=0)
   state = checkpoints.restore_newest(like)
   checkpoints.close()
@@ -83,6 +90,31 @@ def test_parameters_are_read_alone(tiny, tmp_path):
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), desired
     )
     assert_equal(checkpoint.read_params(tmp_path, 2, like, weights), desired)
+
+
+def test_a_classifier_trains_resumes_and_is_tried_on_held_out_images(
+  tiny, tmp_path
+):
+  imagenet64_classifier.as_classifier(tiny, num_res_blocks=1)
+  tiny.model.model_channels = tiny.model.num_head_channels = 32
+  tiny.optim.decay_steps = 0
+  tiny.train.batch_size = 8
+  tiny.train.sample_every = 2
+  tiny.train.heldout_images = 10
+  for steps in (1, 2):
+    tiny.train.steps = steps
+    loop.train(tiny, tmp_path / "resumed")
+  loop.train(tiny, tmp_path / "straight")
+  assert_equal(
+    *(final(tiny, tmp_path / name) for name in ("straight", "resumed"))
+  )
+  path = tmp_path / "resumed/accuracy/step_00000002.json"
+  about = json.loads(path.read_text())
+  assert about["images"] == 10
+  assert (about["heldout_accuracy"] * 10) % 1 < 1e-6
+  assert 1 < about["heldout_loss"] < 5
+  with pytest.raises(errors.UserError, match="task='classifier'"):
+    generate.generate(tiny, tmp_path / "resumed")
 
 
 def test_missing_checkpoints_are_named(tiny, tmp_path):

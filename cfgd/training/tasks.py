@@ -1,0 +1,165 @@
+"""What differs between the tasks of the one training loop.
+
+Each task has a loss, a check of fresh parameters, and something to look at now
+and then: samples of a diffusion model, the accuracy of a classifier.
+"""
+
+from collections.abc import Callable
+import functools
+import json
+from typing import NamedTuple
+
+from absl import logging
+import jax
+import numpy as np
+
+from cfgd import config as config_lib
+from cfgd import diffusion
+from cfgd import distributed
+from cfgd import errors
+from cfgd import files
+from cfgd.data import images as image_ops
+from cfgd.data import sources
+from cfgd.sampling import sampler as sampler_lib
+from cfgd.training import losses
+from cfgd.training import steps
+
+_GRID_COLUMNS = 10
+
+
+class Task(NamedTuple):
+  """Functions of a config and its network.
+
+  Attributes:
+    loss: (config, network) -> loss, see `losses`.
+    check: (config, network, source, params); ends a run that cannot work.
+    show: (config, network, state, workdir, writer); writes scalars and files.
+  """
+
+  loss: Callable
+  check: Callable
+  show: Callable
+
+
+def _diffusion_loss(config, network):
+  return losses.diffusion_loss(
+    network,
+    null_label=config.data.num_classes,
+    **config_lib.parametrization(config),
+  )
+
+
+def _check_conditioning(config, network, source, params):
+  """End a run early whose guidance could not work."""
+  if not config.model.null_row:
+    return
+  batch = jax.tree.map(lambda *rows: np.stack(rows), source[0], source[1])
+  loss = _diffusion_loss(config, network)
+  fault = losses.conditioning_fault(loss, params, batch)
+  if fault:
+    raise errors.RunError(f"{fault}: classifier-free guidance cannot work")
+
+
+def _show_samples(config, network, state, workdir, writer):
+  """Write a grid of samples of the averaged weights, class by class."""
+  sampling = config.sampling
+  run = sampler_lib.make_sampler(
+    network,
+    sampler=sampling.sampler,
+    clip=sampling.clip,
+    shape=config_lib.image_shape(config),
+    null_label=config.data.num_classes,
+    two_passes=sampler_lib.prefers_two_passes(),
+    **config_lib.parametrization(config),
+  )
+  devices = jax.local_device_count()
+  index = np.arange(sampling.batch_size * devices)
+  label = (index % config.data.num_classes).astype(np.int32)
+  images, _ = run(
+    distributed.replicate_locally(jax.device_get(state.ema_params)),
+    *distributed.split((index.astype(np.uint32), label), devices),
+    np.uint32(sampling.seed),
+    np.float32(sampling.w),
+    np.float32(sampling.v),
+    diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config)),
+  )
+  picture = image_ops.grid(distributed.merge(images), _GRID_COLUMNS)
+  number = int(state.step)
+  writer.write_images(number, {"samples": picture[None]})
+  if distributed.is_lead():
+    path = workdir / "grids" / f"step_{number:08d}.png"
+    files.write_atomic(path, image_ops.png(picture))
+
+
+def _classifier_loss(config, network):
+  return losses.classifier_loss(network, **config_lib.parametrization(config))
+
+
+def _show_accuracy(config, network, state, workdir, writer):
+  """Write the averaged weights' loss and accuracy on held-out images."""
+  source = sources.load(
+    config.data.source, "heldout", **config_lib.source_arguments(config)
+  )
+  count = min(len(source), config.train.heldout_images)
+  params = distributed.replicate_locally(jax.device_get(state.ema_params))
+  step = _eval_step(_classifier_loss(config, network), config.seed)
+  sums = []
+  for batch in _heldout_batches(source, count, config.train.batch_size):
+    sums.append(jax.device_get(step(params, batch, {})))
+  totals = jax.tree.map(lambda *parts: np.sum(parts), *sums)
+  means = weighted_means(totals, prefix="heldout_")
+  number = int(state.step)
+  logging.info(
+    "Held out, step %d: %s",
+    number,
+    ", ".join(f"{name} {value:.4g}" for name, value in means.items()),
+  )
+  writer.write_scalars(number, means)
+  if distributed.is_lead():
+    about = {"step": number, "images": count, **means}
+    files.write_atomic(
+      workdir / "accuracy" / f"step_{number:08d}.json",
+      json.dumps(about, indent=2) + "\n",
+    )
+
+
+@functools.cache
+def _eval_step(loss, seed):
+  """Cached, so that a training compiles it once."""
+  return steps.make_eval_step(loss, seed=seed)
+
+
+def _heldout_batches(source, count, batch_size):
+  """Yield the first images, split over local devices, with rows and weights."""
+  devices = jax.local_device_count()
+  size = -(-batch_size // devices) * devices
+  for start in range(0, count, size):
+    rows = np.arange(start, min(start + size, count))
+    examples = [source[int(row)] for row in rows]
+    batch = {
+      "image": np.stack([example["image"] for example in examples]),
+      "label": np.array([example["label"] for example in examples], np.int32),
+      "row": rows.astype(np.int32),
+    }
+    batch = {key: distributed.pad(value, size) for key, value in batch.items()}
+    batch["weight"] = (np.arange(size) < len(rows)).astype(np.float32)
+    yield distributed.split(batch, devices)
+
+
+def weighted_means(measured, prefix=""):
+  """Turn {name: (sum of values, sum of weights)} into {name: mean}.
+
+  Names without any weight, such as a noise level that no example had, are left
+  out.
+  """
+  return {
+    prefix + name: float(value / weight)
+    for name, (value, weight) in measured.items()
+    if weight > 0
+  }
+
+
+TASKS = {
+  "diffusion": Task(_diffusion_loss, _check_conditioning, _show_samples),
+  "classifier": Task(_classifier_loss, lambda *_: None, _show_accuracy),
+}

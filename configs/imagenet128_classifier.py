@@ -1,0 +1,16 @@
+"""The noisy classifier of 128x128 classifier guidance, as ADM trains it.
+
+42.6 M parameters, AdamW, batch 256, 300k steps (77 M images).
+
+  python -m experiments.train --config=configs/imagenet128_classifier.py
+      --workdir=DIR
+"""
+
+from configs import imagenet64_classifier
+from configs import imagenet128
+
+
+def get_config():
+  """Return the overrides of the 128x128 model for its classifier."""
+  config = imagenet128.get_config()
+  return imagenet64_classifier.as_classifier(config, num_res_blocks=2)

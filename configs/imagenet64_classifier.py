@@ -1,0 +1,45 @@
+"""The noisy classifier of 64x64 classifier guidance, as ADM trains it.
+
+65.4 M parameters, AdamW, batch 256, 300k steps (77 M images).
+
+  python -m experiments.train --config=configs/imagenet64_classifier.py
+      --workdir=DIR
+"""
+
+from configs import imagenet64
+
+
+def get_config():
+  """Return the overrides of the 64x64 model for its classifier."""
+  config = imagenet64.get_config()
+  return as_classifier(config, num_res_blocks=4)
+
+
+def as_classifier(config, *, num_res_blocks):
+  """Turn a diffusion model's config into that of ADM's classifier beside it.
+
+  Data, levels and the schedule of the noise stay.
+
+  Args:
+    config: of the diffusion model.
+    num_res_blocks: ADM's classifier_depth.
+  """
+  config.task = "classifier"
+  config.model.model_channels = 128
+  config.model.num_res_blocks = num_res_blocks
+  config.model.num_head_channels = 64
+  config.model.new_attention_order = False
+  config.model.dropout = 0.0
+  config.model.null_row = False
+  config.model.learn_sigma = False
+  config.diffusion.p_uncond = 0.0
+  config.optim.learning_rate = 3e-4
+  config.optim.weight_decay = 0.05
+  config.optim.decay_steps = 300_000
+  config.optim.decay = "linear"
+  config.optim.ema_decay = 0.0
+  config.train.batch_size = 256
+  config.train.steps = 300_000
+  config.train.sample_every = 10_000
+  config.sampling.w = 0.0
+  return config
