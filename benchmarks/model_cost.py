@@ -13,28 +13,18 @@ peak has to be asked of one.
 
 import argparse
 import importlib
-import json
 import math
-import platform
 import sys
 import time
 
-import flax
 import jax
 import jax.numpy as jnp
 
+from benchmarks import machine
+from benchmarks import train_step
 from cfgd import config as config_lib
-from cfgd.models import unet
-from cfgd.training import losses
+from cfgd import networks
 from cfgd.training import state as state_lib
-from cfgd.training import steps
-
-_GIB = 2**30
-
-
-def _network(config, remat):
-  arguments = config_lib.unet_arguments(config) | {"remat": remat}
-  return unet.UNet(**arguments)
 
 
 def _inputs(config, batch):
@@ -46,30 +36,19 @@ def _inputs(config, batch):
   )
 
 
-def _param_shapes(config, network):
-  variables = jax.eval_shape(
-    network.init, jax.random.key(0), *_inputs(config, 1)
-  )
-  return variables["params"]
-
-
 def forward_cost(config):
   """Return the FLOP of one image's forward pass and the parameter count."""
-  network = _network(config, remat=False)
-  params = _param_shapes(config, network)
-  lowered = jax.jit(network.apply).lower(
+  params = networks.param_shapes(config)
+  lowered = jax.jit(networks.build(config).apply).lower(
     {"params": params}, *_inputs(config, 1)
   )
-  cost = lowered.cost_analysis()
-  if not cost:  # some backends count only what they have compiled
-    cost = lowered.compile().cost_analysis()
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-  return {"gflop_per_image": cost["flops"] / 1e9, "parameters": count}
+  return {"gflop_per_image": machine.flop(lowered) / 1e9, "parameters": count}
 
 
-def kept(config, batch, remat):
+def kept(config, batch):
   """Return the GiB that the forward pass leaves for the backward pass."""
-  network = _network(config, remat)
+  network = networks.build(config)
 
   def backward(params, z, time, label):
     return jax.vjp(
@@ -77,28 +56,20 @@ def kept(config, batch, remat):
     )[1]
 
   residuals = jax.eval_shape(
-    backward, _param_shapes(config, network), *_inputs(config, batch)
+    backward, networks.param_shapes(config), *_inputs(config, batch)
   )
   leaves = jax.tree.leaves(residuals)
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) / _GIB
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) / (
+    machine.GIB
+  )
 
 
-def _lower_step(config, batch, remat):
+def _lower_step(config, batch):
   """Lower training's own step for one device, without any arrays."""
-  network = _network(config, remat)
   optimizer = state_lib.make_optimizer(**config_lib.adam_arguments(config))
-  params = _param_shapes(config, network)
-  state = jax.eval_shape(lambda p: state_lib.create(p, optimizer), params)
-  step = steps.make_train_step(
-    losses.diffusion_loss(
-      network,
-      null_label=config.data.num_classes,
-      **config_lib.parametrization(config),
-    ),
-    optimizer,
-    seed=0,
-    ema_decay=config.optim.ema_decay,
-    ema_warmup=False,
+  state = jax.eval_shape(
+    lambda params: state_lib.create(params, optimizer),
+    networks.param_shapes(config),
   )
   shape = (1, batch, *config_lib.image_shape(config))  # devices first
   rows = jax.ShapeDtypeStruct((1, batch), jnp.int32)
@@ -108,48 +79,29 @@ def _lower_step(config, batch, remat):
     "row": rows,
   }
   traced = {"p_uncond": jax.ShapeDtypeStruct((), jnp.float32)}
-  return step.lower(state, inputs, traced)
+  return train_step.make_step(config).lower(state, inputs, traced)
 
 
-def step_memory(config, batch, remat):
+def step_memory(config, batch):
   """Compile the training step and ask for its memory.
 
   Args:
     config: ConfigDict.
     batch: images on the device.
-    remat: see `unet.Encoder`.
 
   Returns:
     GiB of the arguments (parameters, their average, Adam's two moments), of
     what the step needs besides, and of both; seconds of compilation.
   """
   start = time.perf_counter()
-  compiled = _lower_step(config, batch, remat).compile()
-  memory = compiled.memory_analysis()
-  arguments = memory.argument_size_in_bytes
-  # Donated arguments become results: their place is counted once.
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  besides = memory.temp_size_in_bytes + results
+  arguments, besides = machine.peak_gib(_lower_step(config, batch).compile())
   return {
     "batch": batch,
-    "remat": remat,
-    "arguments_gib": arguments / _GIB,
-    "besides_gib": besides / _GIB,
-    "peak_gib": (arguments + besides) / _GIB,
+    "remat": config.model.remat,
+    "arguments_gib": arguments,
+    "besides_gib": besides,
+    "peak_gib": arguments + besides,
     "compile_seconds": time.perf_counter() - start,
-  }
-
-
-def environment():
-  """Return what the numbers depend on."""
-  device = jax.devices()[0]
-  return {
-    "platform": device.platform,
-    "device": device.device_kind,
-    "machine": platform.machine(),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "flax": flax.__version__,
   }
 
 
@@ -178,8 +130,9 @@ def _measure(name, options):
     flush=True,
   )
   for remat in () if options.no_memory else (False, True):
-    memory = step_memory(config, options.batch, remat)
-    memory["kept_gib"] = kept(config, options.batch, remat)
+    config.model.remat = remat
+    memory = step_memory(config, options.batch)
+    memory["kept_gib"] = kept(config, options.batch)
     result["memory"].append(memory)
     print(
       f"  training step, batch {options.batch}, "
@@ -195,13 +148,10 @@ def _measure(name, options):
 def main(argv):
   """Print a table and write it as JSON if asked to."""
   options = _parse(argv)
-  report = environment()
+  report = machine.environment()
   print(", ".join(f"{key} {value}" for key, value in report.items()))
   report["models"] = {name: _measure(name, options) for name in options.configs}
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(report, file, indent=2)
-      file.write("\n")
+  machine.write_json(options.json, report)
 
 
 if __name__ == "__main__":
