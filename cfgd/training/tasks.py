@@ -9,7 +9,6 @@ import functools
 import json
 from typing import NamedTuple
 
-from absl import logging
 import jax
 import numpy as np
 
@@ -109,11 +108,6 @@ def _show_accuracy(config, network, state, workdir, writer):
   totals = jax.tree.map(lambda *parts: np.sum(parts), *sums)
   means = weighted_means(totals, prefix="heldout_")
   number = int(state.step)
-  logging.info(
-    "Held out, step %d: %s",
-    number,
-    ", ".join(f"{name} {value:.4g}" for name, value in means.items()),
-  )
   writer.write_scalars(number, means)
   if distributed.is_lead():
     about = {"step": number, "images": count, **means}
