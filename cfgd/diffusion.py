@@ -7,7 +7,7 @@ Pure functions of arrays: no network, no config, no state. The paper's symbols:
   logsnr   [B] or [] lambda = log(alpha^2 / sigma^2), from logsnr_min to _max
   u        [B] or [] uniform variable of the schedule; u = 0 is logsnr_max
   label    [B] int   class c; one more index is the null label
-  w                  guidance strength: (1 + w) eps(z, c) - w eps(z)
+  w        [B] or [] guidance strength: (1 + w) eps(z, c) - w eps(z)
   v                  interpolation of the reverse variance, 0 to 1
   T                  number of network evaluations of a sampler
 
@@ -15,12 +15,17 @@ Everything stays in log-SNR: alpha^2 = sigmoid(lambda), sigma^2 =
 sigmoid(-lambda). 1 - alpha^2, 1 - exp(x) and tan near pi/2 are never formed, so
 that float32 holds at lambda = +-20.
 
-Four shapes of function make a sampler (see docs/design.md):
+Four shapes of function make a sampler (see docs/design.md), two more a
+classifier's guidance:
 
   DenoiseFn  (z, logsnr [B], label [B]) -> Prediction(eps, v)
   guidance   DenoiseFn -> DenoiseFn
   step       (denoise, keys [B], z, logsnr_from, logsnr_to, label) -> z
   threshold  x -> x, applied to every predicted x
+  log_prob   (z, logsnr [B], label [B]) -> [B] log p(c | z_lambda)
+  log_probs  (z, logsnr [B]) -> [B, K], of every class
+
+What later papers made of guidance wraps these from outside: cfgd/guidance.py.
 """
 
 import functools
@@ -317,7 +322,24 @@ def denoiser(network, *, logsnr_min, logsnr_max):
   return denoise
 
 
-def classifier_free_guidance(denoise, w, *, null_label, two_passes):
+def unconditional(denoise, *, null_label):
+  """Make the unconditional model of a DenoiseFn: the null label for all."""
+
+  def denoise_null(z, logsnr, label):
+    return denoise(z, logsnr, jnp.full_like(label, null_label))
+
+  return denoise_null
+
+
+def extrapolate(eps, eps_other, w):
+  """Return (1 + w) eps - w eps_other, eq. 6; w is a scalar or [B]."""
+  w = _expand(w, eps)
+  return (1.0 + w) * eps - w * eps_other
+
+
+def classifier_free_guidance(
+  denoise, w, *, null_label, two_passes, combine=extrapolate
+):
   """Guide by (1 + w) eps(z, c) - w eps(z), eq. 6.
 
   Args:
@@ -328,6 +350,8 @@ def classifier_free_guidance(denoise, w, *, null_label, two_passes):
     null_label: the label of the unconditional model.
     two_passes: evaluate the two branches one after the other and not as one
       forward of 2B: the same numbers, whichever the platform runs faster.
+    combine: (eps(z, c), eps(z), w) -> guided eps: eq. 6, or another rule such
+      as `guidance.rescaled`. At w = 0 it is given eps(z, c) twice.
 
   Returns:
     The guided DenoiseFn. The conditional branch's `v` is passed on.
@@ -361,11 +385,118 @@ def classifier_free_guidance(denoise, w, *, null_label, two_passes):
       logsnr,
       label,
     )
-    weight = _expand(w, z)
-    eps = (1.0 + weight) * prediction.eps - weight * eps_null
+    return prediction._replace(eps=combine(prediction.eps, eps_null, w))
+
+  return guided
+
+
+def log_prob_of_label(log_probs):
+  """Make the log_prob of a classifier.
+
+  The null label means any class and has probability 1: its gradient is zero,
+  so that classifier guidance and classifier-free guidance wrap each other in
+  either order.
+
+  Args:
+    log_probs: (z, logsnr) -> [B, K] log p(c | z_lambda); the null label is K.
+
+  Returns:
+    (z, logsnr, label) -> [B]; NaN for a label above K.
+  """
+
+  def log_prob(z, logsnr, label):
+    every = jnp.pad(log_probs(z, logsnr), ((0, 0), (0, 1)))
+    return jnp.take_along_axis(every, label[:, None], axis=1)[:, 0]
+
+  return log_prob
+
+
+def _classifier_shift(log_prob, w, z, logsnr, label):
+  """Return w grad_z log p(c | z); at w = 0 the classifier is not evaluated."""
+  # The sum over the batch gives every example its own gradient in one pass.
+  gradient = jax.grad(lambda z: jnp.sum(log_prob(z, logsnr, label)))
+  w = jnp.asarray(w)
+  return _expand(w, z) * jax.lax.cond(
+    jnp.any(w != 0), gradient, jnp.zeros_like, z
+  )
+
+
+def classifier_guidance(denoise, log_prob, w):
+  """Guide by eps(z, c) - w sigma grad_z log p(c | z), section 3.1.
+
+  The same with w + 1 on `unconditional(denoise)` is equal where classifier and
+  model are exact. Around a classifier-free guided DenoiseFn the strengths add;
+  inside of one, (1 + w_free) multiplies this w.
+
+  Args:
+    denoise: DenoiseFn, conditional or not, guided or not.
+    log_prob: see the head of this module; one example must not depend on
+      another.
+    w: guidance strength, scalar or [B], may be traced; at w = 0 the classifier
+      is not evaluated.
+
+  Returns:
+    The guided DenoiseFn, for any step: DDIM's form of classifier guidance is
+    this one (arXiv:2105.05233, Algorithm 2).
+  """
+
+  def guided(z, logsnr, label):
+    prediction = denoise(z, logsnr, label)
+    shift = _classifier_shift(log_prob, w, z, logsnr, label)
+    eps = prediction.eps + eps_from_score(shift, logsnr)
     return prediction._replace(eps=eps)
 
   return guided
+
+
+def marginal(denoise, log_probs):
+  """Make the unconditional model of conditional ones, as the discussion does.
+
+  eps(z) = sum_c p(c | z) eps(z, c), which costs one forward per class.
+
+  Args:
+    denoise: conditional DenoiseFn of few classes.
+    log_probs: (z, logsnr) -> [B, K] log p(c | z_lambda).
+
+  Returns:
+    A DenoiseFn that ignores the label. v is averaged as eps is.
+  """
+
+  def denoise_marginal(z, logsnr, label):
+    log_weights = log_probs(z, logsnr).T  # [K, B]
+    predictions = jax.lax.map(
+      lambda c: denoise(z, logsnr, jnp.full_like(label, c)),
+      jnp.arange(log_weights.shape[0]),
+    )
+    return jax.tree.map(
+      lambda each: jnp.sum(
+        jax.vmap(_expand)(jnp.exp(log_weights), each) * each, axis=0
+      ),
+      predictions,
+    )
+
+  return denoise_marginal
+
+
+def scale_score(denoise, scale):
+  """Multiply the score, and so eps, by scale > 1: a low temperature.
+
+  One of the two attempts that the introduction calls ineffective; the other is
+  `ancestral_step`'s noise_scale < 1.
+
+  Args:
+    denoise: DenoiseFn.
+    scale: scalar or [B], may be traced; 1 is the model.
+
+  Returns:
+    A DenoiseFn.
+  """
+
+  def scaled(z, logsnr, label):
+    prediction = denoise(z, logsnr, label)
+    return prediction._replace(eps=_expand(scale, z) * prediction.eps)
+
+  return scaled
 
 
 # Sampling: Algorithm 2.
@@ -398,14 +529,13 @@ def predict_x(denoise, z, logsnr, label, *, threshold):
   return threshold(x_from_eps(z, prediction.eps, logsnr)), prediction.v
 
 
-def ancestral_step(
-  denoise, keys, z, logsnr_from, logsnr_to, label, *, v, threshold
+def reverse_distribution(
+  denoise, z, logsnr_from, logsnr_to, label, *, v, threshold
 ):
-  """Draw z_lambda' from the reverse process, Algorithm 2, lines 3 to 5, eq. 4.
+  """Return p(z_lambda' | z_lambda), Algorithm 2, lines 3 to 5, eq. 4.
 
   Args:
     denoise: DenoiseFn, guided or not.
-    keys: [B] random keys of this step.
     z: [B, ...] at logsnr_from.
     logsnr_from: scalar lambda.
     logsnr_to: scalar lambda' > lambda.
@@ -414,7 +544,7 @@ def ancestral_step(
     threshold: x -> x.
 
   Returns:
-    z at logsnr_to.
+    (mean, log variance): [B, ...]; the variance a scalar with the constant v.
   """
   x, own_v = predict_x(denoise, z, logsnr_from, label, threshold=threshold)
   coefficient_z, coefficient_x, _ = posterior(
@@ -425,8 +555,89 @@ def ancestral_step(
     logsnr_to=logsnr_to,
     v=v if own_v is None else own_v,
   )
-  mean = coefficient_z * z + coefficient_x * x
-  return mean + jnp.exp(0.5 * log_variance) * normal(keys, z.shape[1:])
+  return coefficient_z * z + coefficient_x * x, log_variance
+
+
+def ancestral_step(
+  denoise,
+  keys,
+  z,
+  logsnr_from,
+  logsnr_to,
+  label,
+  *,
+  v,
+  threshold,
+  noise_scale=1.0,
+):
+  """Draw z_lambda' from the reverse process, Algorithm 2, line 5.
+
+  Args:
+    denoise: DenoiseFn, guided or not.
+    keys: [B] random keys of this step.
+    z: see `reverse_distribution` for this and the rest.
+    logsnr_from: scalar lambda.
+    logsnr_to: scalar lambda' > lambda.
+    label: [B] int class.
+    v: variance interpolation where the prediction has none of its own.
+    threshold: x -> x.
+    noise_scale: multiplies the standard deviation, may be traced. 1 is
+      Algorithm 2; less is the low temperature that the introduction calls
+      ineffective.
+
+  Returns:
+    z at logsnr_to.
+  """
+  mean, log_variance = reverse_distribution(
+    denoise, z, logsnr_from, logsnr_to, label, v=v, threshold=threshold
+  )
+  std = noise_scale * jnp.exp(0.5 * log_variance)
+  return mean + std * normal(keys, z.shape[1:])
+
+
+def classifier_ancestral_step(
+  denoise,
+  keys,
+  z,
+  logsnr_from,
+  logsnr_to,
+  label,
+  *,
+  log_prob,
+  w,
+  v,
+  threshold,
+):
+  """Draw z_lambda' with the mean moved by w Sigma grad log p(c | z).
+
+  Classifier guidance in its first form (arXiv:2105.05233, Algorithm 1). Sigma
+  is this step's variance, per pixel where the model predicts its own v. The
+  gradient is taken at z_lambda, as ADM's code does, and not at the mean. The
+  shift does not pass the threshold; in the limit of small steps it is that of
+  `classifier_guidance`.
+
+  Args:
+    denoise: DenoiseFn. Of an unconditional one, w + 1 takes the place of w.
+    keys: [B] random keys of this step.
+    z: see `reverse_distribution` for this and the rest.
+    logsnr_from: scalar lambda.
+    logsnr_to: scalar lambda' > lambda.
+    label: [B] int class.
+    log_prob: (z, logsnr [B], label [B]) -> [B].
+    w: guidance strength, see `classifier_guidance`.
+    v: variance interpolation where the prediction has none of its own.
+    threshold: x -> x.
+
+  Returns:
+    z at logsnr_to.
+  """
+  mean, log_variance = reverse_distribution(
+    denoise, z, logsnr_from, logsnr_to, label, v=v, threshold=threshold
+  )
+  logsnr = jnp.full(z.shape[:1], logsnr_from, z.dtype)
+  shift = _classifier_shift(log_prob, w, z, logsnr, label)
+  noise = jnp.exp(0.5 * log_variance) * normal(keys, z.shape[1:])
+  return mean + jnp.exp(log_variance) * shift + noise
 
 
 def ddim_step(denoise, keys, z, logsnr_from, logsnr_to, label, *, threshold):

@@ -26,6 +26,7 @@ ALLOWED = {
   "metrics.scores": set(),
   "sweep.grid": set(),
   # L1
+  "guidance": {"diffusion"},
   "checkpoint": {"distributed"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
@@ -34,6 +35,7 @@ ALLOWED = {
   "sweep.report": set(),
   "convert.guided_diffusion": {"diffusion"},
   # L2
+  "toy": {"diffusion"},
   "parametrization": {"diffusion", "convert.guided_diffusion"},
   "networks": {"config", "models.classifier", "models.unet"},
   "training.losses": {"diffusion", "parametrization"},
