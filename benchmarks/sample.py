@@ -19,6 +19,7 @@ from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import distributed
 from cfgd import networks
+from cfgd.sampling import generate
 from cfgd.sampling import sampler as sampler_lib
 
 
@@ -28,23 +29,21 @@ def make_call(config, batch_size, num_steps, two_passes):
   The last layer of a fresh network is zero; that changes no timing.
   """
   run = sampler_lib.make_sampler(
-    networks.build(config),
-    sampler=config.sampling.sampler,
-    clip=config.sampling.clip,
+    generate.part_of(config),
+    None,
+    sampler_lib.Choices(**config_lib.sampling_choices(config)),
     shape=config_lib.image_shape(config),
     null_label=config.data.num_classes,
     two_passes=two_passes,
-    **config_lib.parametrization(config),
   )
   devices = jax.local_device_count()
   index = np.arange(batch_size, dtype=np.uint32)
   label = (index % config.data.num_classes).astype(np.int32)
   arguments = (
-    distributed.replicate_locally(networks.initial_params(config)),
+    (distributed.replicate_locally(networks.initial_params(config)), None),
     *distributed.split((index, label), devices),
     np.uint32(config.sampling.seed),
-    np.float32(config.sampling.w),
-    np.float32(config.sampling.v),
+    jax.tree.map(np.float32, config_lib.sampling_numbers(config)),
     diffusion.logsnr_grid(num_steps, **config_lib.logsnr_range(config)),
   )
   return run, arguments

@@ -102,8 +102,13 @@ def steps(workdir):
   return sorted(ocp.utils.checkpoint_steps(folder))
 
 
-def find_step(workdir, step):
+def find_step(workdir, step, field="sampling.checkpoint_step"):
   """Return `step`, or the newest one for -1.
+
+  Args:
+    workdir: folder of the run.
+    step: that is wanted.
+    field: that says so, for messages.
 
   Raises:
     errors.UserError: there is no such checkpoint.
@@ -118,7 +123,7 @@ def find_step(workdir, step):
     return found[-1]
   if step not in found:
     raise errors.UserError(
-      f"sampling.checkpoint_step={step}: {workdir} has checkpoints at "
+      f"{field}={step}: {workdir} has checkpoints at "
       f"{', '.join(map(str, found))}"
     )
   return step

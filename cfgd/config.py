@@ -31,6 +31,19 @@ _FREE = {
 _FREE_SECTIONS = ("sampling", "metrics", "sweep")
 TASKS = ("diffusion", "classifier")
 SAMPLERS = ("ancestral", "ddim")
+THRESHOLDS = ("clip", "dynamic", "none")
+WEIGHTS = ("constant", "linear", "cosine")
+CLASSIFIER_FORMS = ("eps", "mean")
+_BY_CLASSIFIER = ("classifier", "classifier_null", "cfg+classifier")
+_BY_NULL = ("cfg", "classifier_null", "cfg+classifier")
+GUIDANCES = (
+  "none",
+  "cfg",
+  "auto",
+  "classifier",
+  "classifier_null",
+  "cfg+classifier",
+)
 _DECAYS = ("cosine", "linear")
 _DTYPES = ("float32", "bfloat16")
 TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
@@ -43,21 +56,22 @@ def _require(condition, field, value, allowed):
 
 def _positive(config, *fields):
   for field in fields:
-    value = _get(config, field)
+    value = get(config, field)
     _require(value >= 1, field, value, "must be at least 1")
 
 
 def _one_of(config, field, choices):
-  value = _get(config, field)
+  value = get(config, field)
   _require(value in choices, field, value, f"must be one of {choices}")
 
 
 def _between(config, field, low, high):
-  value = _get(config, field)
+  value = get(config, field)
   _require(low <= value <= high, field, value, f"must be in [{low}, {high}]")
 
 
-def _get(config, field):
+def get(config, field):
+  """Return a field by its dotted name."""
   for name in field.split("."):
     config = config[name]
   return config
@@ -227,9 +241,9 @@ def _validate_training(config, num_devices):
     "optim.weight_decay",
   ):
     _require(
-      _get(config, field) >= 0,
+      get(config, field) >= 0,
       field,
-      _get(config, field),
+      get(config, field),
       "must not be below 0",
     )
   _require(
@@ -260,7 +274,7 @@ def validate_sampling(config):
   _one_of(config, "sampling.sampler", SAMPLERS)
   _one_of(config, "sampling.weights", ("ema", "raw"))
   _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
-  _validate_w("sampling.w", sampling.w, config.diffusion.p_uncond)
+  _validate_guidance(config)
   _between(config, "sampling.v", 0, 1)
   _positive(
     config,
@@ -291,7 +305,27 @@ def validate_sampling(config):
     )
 
 
-def _validate_w(field, w, p_uncond):
+def _validate_guidance(config):
+  sampling = config.sampling
+  _one_of(config, "sampling.guidance", GUIDANCES)
+  _one_of(config, "sampling.w_schedule", WEIGHTS)
+  _one_of(config, "sampling.threshold", THRESHOLDS)
+  _one_of(config, "sampling.classifier_form", CLASSIFIER_FORMS)
+  _between(config, "sampling.rescale", 0, 1)
+  _between(config, "sampling.quantile", 0, 1)
+  for field in ("score_scale", "noise_scale", "classifier_w"):
+    _require(
+      0 <= sampling[field] < math.inf,
+      f"sampling.{field}",
+      sampling[field],
+      "must be a number of at least 0",
+    )
+  _validate_w(sampling, config.diffusion.p_uncond)
+  _validate_combinations(sampling)
+
+
+def _validate_w(sampling, p_uncond):
+  field, w = "sampling.w", sampling.w
   _require(
     -1 <= w < math.inf,
     field,
@@ -300,17 +334,76 @@ def _validate_w(field, w, p_uncond):
     "conditional one)",
   )
   _require(
-    w == 0 or p_uncond > 0,
+    w == 0 or sampling.guidance != "none",
+    field,
+    w,
+    "must be 0 where sampling.guidance='none'",
+  )
+  if sampling.guidance not in _BY_NULL:
+    return
+  _require(
+    (w == 0 and sampling.guidance != "classifier_null") or p_uncond > 0,
     field,
     w,
     "guidance needs an unconditional model, which diffusion.p_uncond=0 does "
     "not train; use w=0 or p_uncond > 0",
   )
   _require(
-    w == -1 or p_uncond < 1,
+    w == -1 or p_uncond < 1 or sampling.guidance == "classifier_null",
     field,
     w,
     "diffusion.p_uncond=1 trains the unconditional model only; use w=-1",
+  )
+
+
+def _validate_combinations(sampling):
+  """Check what of guidance does not go together."""
+  interval = tuple(sampling.interval)
+  _numbers("sampling.interval", interval, (int, float))
+  _require(
+    not interval or (len(interval) == 2 and interval[0] < interval[1]),
+    "sampling.interval",
+    interval,
+    "must be empty or two log-SNRs, the lower first",
+  )
+  kind, form = sampling.guidance, sampling.classifier_form
+  _require(
+    not (kind in _BY_CLASSIFIER and not sampling.second_dir),
+    "sampling.second_dir",
+    sampling.second_dir,
+    f"must be the workdir of a noisy classifier for sampling.guidance='{kind}'",
+  )
+  _require(
+    kind != "auto" or sampling.second_dir or sampling.second_step != -1,
+    "sampling.second_step",
+    sampling.second_step,
+    "must be an earlier checkpoint where sampling.guidance='auto' and "
+    "sampling.second_dir=''",
+  )
+  _require(
+    not sampling.rescale or kind in ("cfg", "auto", "cfg+classifier"),
+    "sampling.rescale",
+    sampling.rescale,
+    f"must be 0 where sampling.guidance='{kind}' has no second eps",
+  )
+  _require(
+    form == "eps" or kind in ("classifier", "classifier_null"),
+    "sampling.classifier_form",
+    form,
+    f"must be 'eps' where sampling.guidance='{kind}'",
+  )
+  _require(
+    form == "eps"
+    or (sampling.sampler == "ancestral" and sampling.noise_scale == 1),
+    "sampling.classifier_form",
+    form,
+    "shifts the mean of the ancestral sampler with noise_scale=1; use 'eps'",
+  )
+  _require(
+    sampling.sampler == "ancestral" or sampling.noise_scale == 1,
+    "sampling.noise_scale",
+    sampling.noise_scale,
+    f"must be 1 where sampling.sampler='{sampling.sampler}' adds no noise",
   )
 
 
@@ -368,6 +461,31 @@ def classifier_arguments(config):
   return _encoder_arguments(config) | {"num_classes": config.data.num_classes}
 
 
+def second_network(config):
+  """Return what guidance needs beside the model: its task, or None."""
+  if config.sampling.guidance in _BY_CLASSIFIER:
+    return "classifier"
+  return "diffusion" if config.sampling.guidance == "auto" else None
+
+
+def sampling_choices(config):
+  """Return the fields of `sampling.sampler.Choices` that a config has."""
+  sampling = config.sampling
+  names = ("sampler", "guidance", "threshold", "w_schedule", "classifier_form")
+  choices = {name: sampling[name] for name in names}
+  return choices | {"rescale": sampling.rescale > 0}
+
+
+def sampling_numbers(config):
+  """Return the settings that do not compile again, by name."""
+  sampling = config.sampling
+  names = ("v", "w", "classifier_w", "rescale", "quantile")
+  names += ("score_scale", "noise_scale")
+  low, high = tuple(sampling.interval) or (-math.inf, math.inf)
+  numbers = {name: float(sampling[name]) for name in names}
+  return numbers | {"interval_low": float(low), "interval_high": float(high)}
+
+
 def adam_arguments(config):
   """Return the keyword arguments of `training.state.make_optimizer`."""
   average = ("ema_decay", "ema_warmup")
@@ -402,6 +520,24 @@ def source_arguments(config):
     "channels": data.channels,
     "num_classes": data.num_classes,
   }
+
+
+def from_dict(like, plain):
+  """Return a recorded config with the fields and types of another.
+
+  Args:
+    like: ConfigDict, such as that of a run that reads another run's.
+    plain: nested dicts, of `read_recorded`.
+  """
+  config = like.copy_and_resolve_references()
+  known = _flatten(to_dict(config))
+  with config.ignore_type(), config.unlocked():
+    for field, value in _flatten(plain).items():
+      if field in known:
+        *sections, name = field.split(".")
+        section = get(config, ".".join(sections)) if sections else config
+        section[name] = tuple(value) if isinstance(value, list) else value
+  return config
 
 
 def to_dict(config):

@@ -4,9 +4,6 @@ A network's time is 1000 u(lambda) for our own, and a timestep of ADM's own
 schedule for its published weights; `timesteps` says which.
 """
 
-import jax
-import jax.numpy as jnp
-
 from cfgd import diffusion
 from cfgd.convert import guided_diffusion
 
@@ -56,20 +53,3 @@ def classifier(network, *, timesteps, logsnr_min, logsnr_max):
     return network(z, time)
 
   return logits
-
-
-def log_prob(logits_of):
-  """Make log p(c|z) of `classifier`'s result.
-
-  Args:
-    logits_of: (z, logsnr) -> logits [B, K].
-
-  Returns:
-    (z [B, ...], logsnr [B], label [B]) -> [B] float32.
-  """
-
-  def log_prob_of(z, logsnr, label):
-    log_probs = jax.nn.log_softmax(logits_of(z, logsnr))
-    return jnp.take_along_axis(log_probs, label[:, None], axis=-1)[:, 0]
-
-  return log_prob_of

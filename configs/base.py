@@ -105,12 +105,34 @@ def get_config():
         "sampler": "ancestral",
         # Network evaluations.
         "T": 256,
+        # cfg: classifier-free. classifier: by the gradient of a noisy
+        # classifier; classifier_null: that on the unconditional model, with
+        # w + 1; cfg+classifier: both. auto: away from a weaker model. none.
+        "guidance": "cfg",
         # The paper's guidance strength; the other convention is s = 1 + w.
         "w": 0.1,
+        # Over the noise levels: constant, or linear or cosine from 0 to 2 w.
+        "w_schedule": "constant",
+        # Log-SNRs (low, high) that are guided; empty: all.
+        "interval": (),
+        # Share of the guided eps that gets the contrast of the unguided one.
+        "rescale": 0.0,
+        # Workdir of the noisy classifier, or of auto's weaker model ('': this
+        # one's), and its checkpoint; -1: the newest.
+        "second_dir": "",
+        "second_step": -1,
+        # eps, or mean: ADM's first form, which shifts the ancestral mean.
+        "classifier_form": "eps",
+        # Strength of the classifier in cfg+classifier.
+        "classifier_w": 0.0,
+        # The introduction's low temperatures: factors of score and noise.
+        "score_scale": 1.0,
+        "noise_scale": 1.0,
         # Interpolation of the reverse variance, 0 to 1.
         "v": 0.3,
-        # Clip predicted x to [-1, 1].
-        "clip": True,
+        # Of predicted x: clip to [-1, 1], dynamic (by a quantile), or none.
+        "threshold": "clip",
+        "quantile": 0.995,
         # Image i depends on (seed, i) alone.
         "seed": 0,
         "num_samples": 50_000,

@@ -40,7 +40,7 @@ ALLOWED = {
   "networks": {"config", "models.classifier", "models.unet"},
   "training.losses": {"diffusion", "parametrization"},
   "training.steps": {"training.state"},
-  "sampling.sampler": {"diffusion", "parametrization"},
+  "sampling.sampler": {"diffusion", "guidance", "parametrization"},
   "metrics.extract": {"models.feature_net", "distributed"},
   # L3: fronts that meet through files only.
   "convert.importer": {
@@ -56,7 +56,9 @@ ALLOWED = {
     *("data.pipeline", "data.sources", "convert.guided_diffusion"),
     *("training.state", "training.steps", "training.tasks"),
   },
+  "sampling.second": {"config", "checkpoint", "networks"},
   "sampling.generate": {
+    "sampling.second",
     *("config", "checkpoint", "diffusion", "distributed"),
     *("data.images", "networks", "sampling.sampler", "sampling.store"),
   },

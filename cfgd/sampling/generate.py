@@ -17,30 +17,42 @@ from cfgd import files
 from cfgd import networks
 from cfgd.data import images as image_ops
 from cfgd.sampling import sampler as sampler_lib
+from cfgd.sampling import second as second_lib
 from cfgd.sampling import store
 
 _GRID_COLUMNS = 10
 _GRID_ROWS = 4
 
 
-def settings(config, step):
-  """Return what the samples depend on, number and batch layout apart."""
-  sampling = config.sampling
-  names = ("sampler", "T", "w", "v", "clip", "seed", "weights")
+# Fields of `sampling` that say how many images, how fast, or from where.
+_NOT_SETTINGS = (
+  *("num_samples", "batch_size", "chunk_size", "checkpoint_step"),
+  *("second_dir", "second_step"),
+)
+
+
+def settings(config, step, second):
+  """Return what the samples depend on, number and batch layout apart.
+
+  Args:
+    config: ConfigDict.
+    step: of the model's checkpoint.
+    second: of `second.find`.
+  """
+  sampling = config_lib.to_dict(config)["sampling"]
   return {
     "model": config_lib.digest(config_lib.identity(config)),
     "checkpoint_step": step,
-    "labels": list(sampling.labels),
-    **{name: sampling[name] for name in names},
+    "second": second_lib.describe(second),
+    **{k: v for k, v in sampling.items() if k not in _NOT_SETTINGS},
   }
 
 
-def folder_of(config, workdir, step):
-  """Return where the samples of these settings live."""
-  what = settings(config, step)
+def folder_of(config, workdir, what):
+  """Return where the samples of these `settings` live."""
   name = (
-    f"{what['sampler']}_T{what['T']}_w{what['w']:g}_step{step}"
-    f"-{config_lib.digest(what)}"
+    f"{what['sampler']}_{what['guidance']}_T{what['T']}_w{what['w']:g}"
+    f"_step{what['checkpoint_step']}-{config_lib.digest(what)}"
   )
   return epath.Path(workdir) / "samples" / name
 
@@ -64,7 +76,9 @@ def generate(config, workdir):
   config_lib.validate_generation(config)
   step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
   config_lib.claim_workdir(config, workdir, write=False)
-  folder = folder_of(config, workdir, step)
+  second = second_lib.find(config, workdir)
+  what = settings(config, step, second)
+  folder = folder_of(config, workdir, what)
   number = config.sampling.num_samples
   result = folder / f"samples_{number}.npz"
   if result.exists():
@@ -74,21 +88,22 @@ def generate(config, workdir):
   chunks = store.missing(folder, number, config.sampling.chunk_size)
   mine = chunks[jax.process_index() :: jax.process_count()]
   if mine:
-    _fill(config, workdir, step, folder, mine)
+    draw = _make_draw(config, workdir, step, second)
+    _fill(config, draw, folder, mine)
   distributed.barrier("samples")
   if distributed.is_lead():
-    _assemble(folder, result, settings(config, step), config)
+    _assemble(folder, result, what, config)
   distributed.barrier("samples assembled")
   return result
 
 
-def _fill(config, workdir, step, folder, chunks):
+def _fill(config, draw, folder, chunks):
   """Sample the chunks and write each as it is done."""
   sampling = config.sampling
-  draw = _make_draw(config, workdir, step)
   logging.info(
-    "Sampling %d images: w=%g (s=%g), T=%d, %s.",
+    "Sampling %d images: %s, w=%g (s=%g), T=%d, %s.",
     sum(stop - start for start, stop in chunks),
+    sampling.guidance,
     sampling.w,
     1 + sampling.w,
     sampling.T,
@@ -119,22 +134,41 @@ def _fill(config, workdir, step, folder, chunks):
     store.write(folder, start, np.concatenate(parts), label)
 
 
-def _make_draw(config, workdir, step):
-  """Return (index [n], label [n]) -> images [n, H, W, C] uint8."""
-  sampling = config.sampling
-  params = checkpoint.read_params(
-    workdir, step, networks.param_shapes(config), sampling.weights
+def part_of(config):
+  """Return the `sampler.Part` of a config's network."""
+  return sampler_lib.Part(
+    networks.build(config), **config_lib.parametrization(config)
   )
-  params = distributed.replicate_locally(params)
-  run = sampler_lib.make_sampler(
-    networks.build(config),
-    sampler=sampling.sampler,
-    clip=sampling.clip,
+
+
+def make_sampler(config, second):
+  """Return the `sampler.make_sampler` of a config.
+
+  Args:
+    config: ConfigDict of the model.
+    second: ConfigDict of the classifier or the weaker model, or None.
+  """
+  return sampler_lib.make_sampler(
+    part_of(config),
+    second and part_of(second),
+    sampler_lib.Choices(**config_lib.sampling_choices(config)),
     shape=config_lib.image_shape(config),
     null_label=config.data.num_classes,
     two_passes=sampler_lib.prefers_two_passes(),
-    **config_lib.parametrization(config),
   )
+
+
+def _make_draw(config, workdir, step, second):
+  """Return (index [n], label [n]) -> images [n, H, W, C] uint8."""
+  sampling = config.sampling
+  like = networks.param_shapes(config)
+  params = (
+    checkpoint.read_params(workdir, step, like, sampling.weights),
+    second and second_lib.read_params(second, sampling.weights),
+  )
+  params = distributed.replicate_locally(params)
+  run = make_sampler(config, second and second[0])
+  numbers = config_lib.sampling_numbers(config)
   logsnrs = diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config))
   devices = jax.local_device_count()
   rows = sampling.batch_size * devices
@@ -147,8 +181,7 @@ def _make_draw(config, workdir, step):
       params,
       *distributed.split((padded, labels), devices),
       np.uint32(sampling.seed),
-      np.float32(sampling.w),
-      np.float32(sampling.v),
+      jax.tree.map(np.float32, numbers),
       logsnrs,
     )
     finite = distributed.merge(finite)[: len(index)]

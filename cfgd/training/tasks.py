@@ -24,6 +24,8 @@ from cfgd.training import losses
 from cfgd.training import steps
 
 _GRID_COLUMNS = 10
+# A preview needs no second network.
+_ALONE = {"guidance": "cfg", "classifier_form": "eps"}
 
 
 class Task(NamedTuple):
@@ -62,24 +64,26 @@ def _check_conditioning(config, network, source, params):
 def _show_samples(config, network, state, workdir, writer):
   """Write a grid of samples of the averaged weights, class by class."""
   sampling = config.sampling
+  choices = config_lib.sampling_choices(config)
   run = sampler_lib.make_sampler(
-    network,
-    sampler=sampling.sampler,
-    clip=sampling.clip,
+    sampler_lib.Part(network, **config_lib.parametrization(config)),
+    None,
+    sampler_lib.Choices(**choices | _ALONE),
     shape=config_lib.image_shape(config),
     null_label=config.data.num_classes,
     two_passes=sampler_lib.prefers_two_passes(),
-    **config_lib.parametrization(config),
   )
+  numbers = config_lib.sampling_numbers(config)
+  if not config.model.null_row:
+    numbers["w"] = 0.0
   devices = jax.local_device_count()
   index = np.arange(sampling.batch_size * devices)
   label = (index % config.data.num_classes).astype(np.int32)
   images, _ = run(
-    distributed.replicate_locally(jax.device_get(state.ema_params)),
+    (distributed.replicate_locally(jax.device_get(state.ema_params)), None),
     *distributed.split((index.astype(np.uint32), label), devices),
     np.uint32(sampling.seed),
-    np.float32(sampling.w),
-    np.float32(sampling.v),
+    jax.tree.map(np.float32, numbers),
     diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config)),
   )
   picture = image_ops.grid(distributed.merge(images), _GRID_COLUMNS)

@@ -33,29 +33,47 @@ class Scaled:
     )
 
 
-def make(network, **changes):
-  arguments = {
-    "sampler": "ancestral",
-    "clip": True,
-    "shape": (2, 2, 1),
-    "null_label": 10,
-    "two_passes": True,
-    "timesteps": "uniform",
-    **RANGE,
-  }
-  return sampler.make_sampler(network, **arguments | changes)
+CHOICES = sampler.Choices(
+  sampler="ancestral",
+  guidance="cfg",
+  w_schedule="constant",
+  threshold="clip",
+  classifier_form="eps",
+  rescale=False,
+)
+NUMBERS = {
+  "w": 0.3,
+  "v": 0.3,
+  "classifier_w": 0.5,
+  "rescale": 0.7,
+  "quantile": 0.9,
+  "score_scale": 1.0,
+  "noise_scale": 1.0,
+  "interval_low": -np.inf,
+  "interval_high": np.inf,
+}
 
 
-def draw(run, index, *, seed=0, w=0.3, v=0.3, num_steps=4, devices=4):
+def make(network, second=None, two_passes=True, **changes):
+  return sampler.make_sampler(
+    sampler.Part(network, "uniform", **RANGE),
+    second and sampler.Part(second, "uniform", **RANGE),
+    CHOICES._replace(**changes),
+    shape=(2, 2, 1),
+    null_label=10,
+    two_passes=two_passes,
+  )
+
+
+def draw(run, index, *, seed=0, num_steps=4, devices=4, **numbers):
   index = np.array(index, np.uint32)
   rows = -(-len(index) // devices) * devices
   padded = distributed.pad(index, rows)
   images, finite = run(
-    np.float32(0.5),
+    (np.float32(0.5), np.float32(2.0)),
     *distributed.split((padded, (padded % 10).astype(np.int32)), devices),
     np.uint32(seed),
-    np.float32(w),
-    np.float32(v),
+    jax.tree.map(np.float32, NUMBERS | numbers),
     diffusion.logsnr_grid(num_steps, **RANGE),
   )
   assert distributed.merge(finite).all()
@@ -102,11 +120,10 @@ def test_values_that_are_not_finite_are_reported():
   run = make(Broken())
   index = np.arange(8, dtype=np.uint32)
   _, finite = run(
-    np.float32(1),
+    (np.float32(1), None),
     *distributed.split((index, index.astype(np.int32)), 4),
     np.uint32(0),
-    np.float32(0),
-    np.float32(0.3),
+    jax.tree.map(np.float32, NUMBERS),
     diffusion.logsnr_grid(3, **RANGE),
   )
   np.testing.assert_array_equal(distributed.merge(finite), index != 3)
@@ -223,5 +240,6 @@ def test_broken_weights_end_the_run_and_leave_no_samples(
   with pytest.raises(errors.NonFiniteError, match=r"first: image 0.*w=0.3"):
     generate.generate(config, trained[1])
   step = checkpoint.find_step(trained[1], -1)
-  folder = generate.folder_of(config, trained[1], step)
+  what = generate.settings(config, step, None)
+  folder = generate.folder_of(config, trained[1], what)
   assert not folder.exists()
