@@ -407,28 +407,74 @@ def _validate_combinations(sampling):
   )
 
 
-def validate_grids(grids):
+def validate_grids(config):
   """Check that a sweep's grids name cells; the cells are checked one by one."""
+  grids = config.sweep.grids
   _require(grids, "sweep.grids", {}, "must name at least one grid")
   for name, axes in grids.items():
-    for axis, kind in {
-      "p_uncond": (int, float),
-      "T": int,
-      "w": (int, float),
-    }.items():
+    for axis in ("p_uncond", "T", "w", *axes):
       field = f"sweep.grids.{name}.{axis}"
       values = axes.get(axis, ())
-      _require(values, field, values, "must have at least one value")
-      _numbers(field, values, kind)
+      _require(
+        axis == "p_uncond" or axis in config.sampling,
+        field,
+        values,
+        "no such axis; it is p_uncond or a field of sampling",
+      )
+      _require(
+        isinstance(values, tuple | list) and values,
+        field,
+        values,
+        "must have at least one value",
+      )
+      _validate_values(
+        field, values, 0.0 if axis == "p_uncond" else config.sampling[axis]
+      )
 
 
-def cell_config(config, *, p_uncond, T, w):
-  """Return a copy of the config at one point of a sweep."""
+def _validate_values(field, values, example):
+  """Check that an axis has values of the kind that the field has."""
+  if isinstance(example, int | float):
+    _numbers(field, values, int if isinstance(example, int) else (int, float))
+    return
+  for value in values:
+    _require(
+      isinstance(value, type(example)),
+      field,
+      value,
+      f"must be a {type(example).__name__}",
+    )
+
+
+def cell_config(config, *, p_uncond, **sampling):
+  """Return a copy of the config at one point of a sweep.
+
+  Args:
+    config: ConfigDict of the sweep.
+    p_uncond: of the model.
+    **sampling: values of fields of `sampling`.
+  """
   config = config.copy_and_resolve_references()
   config.diffusion.p_uncond = p_uncond
-  config.sampling.T = T
-  config.sampling.w = w
+  config.sampling.update(sampling)
   return config
+
+
+def classifier_config(config):
+  """Return the config of a sweep's own classifier: sweep.classifier's fields.
+
+  None where there are no such fields.
+  """
+  if not config.sweep.classifier:
+    return None
+  changed = config.copy_and_resolve_references()
+  for field, value in _flatten(to_dict(config.sweep.classifier)).items():
+    *sections, name = field.split(".")
+    section = get(changed, ".".join(sections)) if sections else changed
+    section[name] = tuple(value) if isinstance(value, list) else value
+  changed.sampling.w = 0.0
+  changed.sampling.guidance = "none"
+  return changed
 
 
 def _encoder_arguments(config):

@@ -165,7 +165,8 @@ def get_config():
         },
       },
       "sweep": {
-        # Products p_uncond x T x w; a cell in several of them is run once.
+        # Products p_uncond x T x w, and any other field of sampling by its
+        # name; a cell in several of them is run once.
         "grids": {
           "main": {
             "p_uncond": (0.1,),
@@ -176,6 +177,9 @@ def get_config():
             ),
           },
         },
+        # Fields that turn this config into that of a noisy classifier, which
+        # is trained for cells that need one; {}: they name second_dir.
+        "classifier": {},
         # Columns of the report that are drawn against each other.
         "distance": "fid",
         "score": "is",

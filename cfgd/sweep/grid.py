@@ -1,7 +1,10 @@
 """The cells of a sweep."""
 
 import itertools
+from typing import Any
 from typing import NamedTuple
+
+AXES = ("p_uncond", "T", "w")
 
 
 class Cell(NamedTuple):
@@ -11,31 +14,57 @@ class Cell(NamedTuple):
     p_uncond: label-drop probability of the model.
     T: network evaluations per branch.
     w: the paper's guidance strength.
+    fields: other fields of `sampling` at values of their own, as (name, value).
   """
 
   p_uncond: float
   T: int
   w: float
+  fields: tuple[tuple[str, Any], ...] = ()
 
   @property
   def id(self):
     """Name that is also a folder's."""
-    return f"p{self.p_uncond:g}_T{self.T}_w{self.w:g}"
+    own = "".join(f"_{name}-{_text(value)}" for name, value in self.fields)
+    return f"p{self.p_uncond:g}_T{self.T}_w{self.w:g}{own}"
+
+  @property
+  def variant(self):
+    """What sets it apart besides the three axes, for readers; '' if nothing."""
+    return ", ".join(
+      _text(value) if name == "guidance" else f"{name} {_text(value)}"
+      for name, value in self.fields
+    )
 
 
-def cells(grids):
+def _text(value):
+  if isinstance(value, tuple):
+    return ",".join(map(_text, value))
+  return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cells(grids, sampling):
   """Return the cells of a union of products, each once.
 
   Args:
-    grids: name -> {"p_uncond", "T", "w"}, each a sequence of numbers.
+    grids: name -> {"p_uncond", "T", "w", and any field of `sampling`}, each a
+      sequence of values.
+    sampling: the fields' values where a grid does not name them.
 
   Returns:
-    List of Cell by p_uncond, then T, then w: one training per p_uncond, one
-    compilation per T.
+    List of Cell by p_uncond, then T, then the other fields, then w: one
+    training per p_uncond, one compilation per T and kind of sampler.
   """
-  points = {
-    Cell(float(p), int(t), float(w))
-    for axes in grids.values()
-    for p, t, w in itertools.product(axes["p_uncond"], axes["T"], axes["w"])
-  }
-  return sorted(points)
+  points = set()
+  for axes in grids.values():
+    others = [name for name in sorted(axes) if name not in AXES]
+    names = (*AXES, *others)
+    for p, t, w, *values in itertools.product(*(axes[name] for name in names)):
+      fields = tuple(
+        (name, value)
+        for name, value in zip(others, values, strict=True)
+        if value != sampling[name]
+      )
+      points.add(Cell(float(p), int(t), float(w), fields))
+  order = lambda c: (c.p_uncond, c.T, len(c.fields), repr(c.fields), c.w)  # noqa: E731
+  return sorted(points, key=order)

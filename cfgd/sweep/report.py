@@ -34,7 +34,13 @@ _DPI = 160
 _MAX_GRIDS = 8
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_COLUMNS = ("id", "p_uncond", "T", "w", "s", "sampler", "v", "num_samples")
+_COLUMNS = (
+  *("id", "p_uncond", "T", "variant", "w", "s"),
+  *("sampler", "v", "num_samples"),
+)
+# Sampling fields whose values make a curve of their own at w = 0, and the value
+# of the model left alone.
+_STRENGTHS = {"score_scale": 1.0, "noise_scale": 1.0}
 _STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem;
   font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
@@ -63,12 +69,15 @@ _PAGE = """<!DOCTYPE html>
 {}
 </body></html>
 """
-_BOLD = "Bold: the lowest {} of each (p_uncond, T)."
+_BOLD = "Bold: the lowest {} of each (p_uncond, T, variant)."
 _SAMPLES = "The same seeds and labels for every w."
 
 
 class Curve(NamedTuple):
-  """One line of a plot: rows of (w, score, distance) in order of w."""
+  """One line of a plot: rows of (w, score, distance) in order of w.
+
+  In place of w there may be another strength that the label names.
+  """
 
   label: str
   points: np.ndarray
@@ -77,7 +86,7 @@ class Curve(NamedTuple):
 def table_rows(
   cells: Sequence[Cell], planned: Sequence[Cell], distance: str
 ) -> list[dict[str, Any]]:
-  """Merge finished and planned cells, in order of p_uncond, T and w.
+  """Merge finished and planned cells by p_uncond, T, variant, and w.
 
   Args:
     cells: finished cells; each replaces the planned one of the same id.
@@ -86,7 +95,7 @@ def table_rows(
 
   Returns:
     The rows. Only finished ones have "metrics"; "best" says which one is the
-    best of its (p_uncond, T).
+    best of its (p_uncond, T, variant).
   """
   merged = {c["id"]: c for c in [*planned, *cells]}.values()
   rows = [{**c, "best": False} for c in merged]
@@ -102,9 +111,46 @@ def curve(
   label: str, cells: Sequence[Cell], distance: str, score: str
 ) -> Curve:
   """Turn cells that differ only in w into a curve."""
-  cells = sorted(cells, key=lambda c: c["w"])
-  rows = [(c["w"], _metric(c, score), _metric(c, distance)) for c in cells]
-  return Curve(label, np.array(rows, float))
+  return _curve_over(lambda c: c["w"], label, cells, distance, score)
+
+
+def _curve_over(strength, label, cells, distance, score):
+  rows = [(strength(c), _metric(c, score), _metric(c, distance)) for c in cells]
+  return Curve(label, np.array(sorted(rows), float).reshape(-1, 3))
+
+
+def variant_curves(
+  cells: Sequence[Cell], distance: str, score: str
+) -> list[Curve]:
+  """Make one curve for each way of guiding, over its own strength.
+
+  Args:
+    cells: of one p_uncond and T.
+    distance: see `write`.
+    score: see `write`.
+
+  Returns:
+    Curves over w, the configured guidance first, and one over each temperature
+    that cells have at w = 0.
+  """
+  rest, temperatures = [], collections.defaultdict(list)
+  for cell in cells:
+    names = list(cell.get("fields", {}))
+    alone = len(names) == 1 and cell["w"] == 0 and names[0] in _STRENGTHS
+    (temperatures[names[0]] if alone else rest).append(cell)
+  variants = sorted({c.get("variant", "") for c in rest})
+  curves = [
+    curve(v or "as configured", _select(rest, {"variant": v}), distance, score)
+    for v in variants
+  ]
+  neutral = [c for c in rest if c["w"] == 0 and not c.get("variant")]
+  for name, own in sorted(temperatures.items()):
+    strength = lambda c, n=name: c["fields"].get(n, _STRENGTHS[n])  # noqa: E731
+    label = f"{name} at w = 0"
+    curves.append(
+      _curve_over(strength, label, [*neutral, *own], distance, score)
+    )
+  return curves
 
 
 def frontier_figure(
@@ -182,7 +228,7 @@ def write(
 
 
 def _group(cell):
-  return cell["p_uncond"], cell["T"]
+  return cell["p_uncond"], cell["T"], cell.get("variant", "")
 
 
 def _metric(cell, name):
@@ -219,7 +265,7 @@ def _commonest(cells, *axes):
 
 
 def _select(cells, values):
-  return [c for c in cells if all(c[k] == v for k, v in values.items())]
+  return [c for c in cells if all(c.get(k, "") == v for k, v in values.items())]
 
 
 def _label(values):
@@ -232,6 +278,17 @@ def _plots(cells, grids, distance, score):
     return {}
   names = distance, score
   drawn = {}
+  lines = variant_curves(
+    _select(cells, _commonest(cells, "p_uncond", "T")), *names
+  )
+  if len(lines) > 1:
+    fixed = _commonest(cells, "p_uncond", "T")
+    drawn["frontier_variant"] = (
+      f"{distance} over {score}, one curve per way of guiding, "
+      f"{_label(fixed)}; the numbers are w, or the field that the label names.",
+      frontier_figure(lines, *names, title=_label(fixed)),
+    )
+  cells = _select(cells, {"variant": ""}) or cells
   for axis, other, number in (("p_uncond", "T", 4), ("T", "p_uncond", 5)):
     fixed = _commonest(cells, other)
     chosen = _select(cells, fixed)
@@ -332,6 +389,7 @@ def _grid_cells(cells):
   """Picks cells of the main curve whose grids to show: spread, and the best."""
   if not cells:
     return []
+  cells = _select(cells, {"variant": ""}) or cells
   main = _select(cells, _commonest(cells, "p_uncond", "T"))
   paths = [c["grid_png"] and epath.Path(c["grid_png"]) for c in main]
   main = [c for c, p in zip(main, paths, strict=True) if p and p.exists()]
@@ -350,13 +408,19 @@ def _csv(cells, names):
   return out.getvalue()
 
 
-def _header(names):
-  return ["p_uncond", "T", "w", *names, "seconds"]
+def _has_variants(rows):
+  return any(row.get("variant") for row in rows)
 
 
-def _texts(row, names, distance, strong):
+def _header(rows, names):
+  variant = ["variant"] if _has_variants(rows) else []
+  return ["p_uncond", "T", *variant, "w", *names, "seconds"]
+
+
+def _texts(row, names, distance, strong, variants):
   """Writes a row of the table; `strong` is the template for a best value."""
-  first = [f"{row['p_uncond']:g}", f"{row['T']}", _both(row["w"])]
+  variant = [html.escape(row.get("variant", ""))] if variants else []
+  first = [f"{row['p_uncond']:g}", f"{row['T']}", *variant, _both(row["w"])]
   if "metrics" not in row:
     return [*first, "not run", *[""] * len(names)]
   values = {k: html.escape(_number(row["metrics"].get(k))) for k in names}
@@ -370,8 +434,9 @@ def _markdown(head, table, pictures):
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
   (title, notes), (rows, names, distance) = head, table
-  lines = [map(plain, _header(names)), ["---:"] * len(_header(names))]
-  lines += [_texts(row, names, distance, "**{}**") for row in rows]
+  header, variants = _header(rows, names), _has_variants(rows)
+  lines = [map(plain, header), ["---:"] * len(header)]
+  lines += [_texts(row, names, distance, "**{}**", variants) for row in rows]
   blocks = [f"# {plain(title)}", *map(plain, notes)]
   blocks += ["\n".join(f"| {' | '.join(k)} |" for k in lines)]
   blocks += [plain(_BOLD.format(distance))]
@@ -386,12 +451,13 @@ def _tag(name, text):
 
 
 def _table(rows, names, distance):
-  head = "".join(_tag("th", k) for k in _header(names))
+  head = "".join(_tag("th", k) for k in _header(rows, names))
+  variants = _has_variants(rows)
   out = ["<table>", f"<thead><tr>{head}</tr></thead>"]
   for _, group in itertools.groupby(rows, _group):
     out.append("<tbody>")
     for row in group:
-      texts = _texts(row, names, distance, "<strong>{}</strong>")
+      texts = _texts(row, names, distance, "<strong>{}</strong>", variants)
       out.append(f"<tr>{''.join(f'<td>{k}</td>' for k in texts)}</tr>")
     out.append("</tbody>")
   return "\n".join([*out, "</table>", _tag("p", _BOLD.format(distance))])

@@ -36,10 +36,7 @@ def sweep(config, workdir):
     errors.RunError: some cells failed; names them.
   """
   workdir = epath.Path(workdir)
-  config_lib.validate_grids(config.sweep.grids)
-  cells = grid.cells(config.sweep.grids)
-  for cell in cells:
-    config_lib.validate(_at(config, cell), num_devices=jax.device_count())
+  cells = plan(config, workdir)
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
   if not config.metrics.feature_dir:
     config = config.copy_and_resolve_references()
@@ -53,7 +50,7 @@ def sweep(config, workdir):
       continue
     logging.info("Cell %d of %d: %s", number, len(cells), cell.id)
     try:
-      _run(_at(config, cell), workdir, cell, folder)
+      _run(_at(config, workdir, cell), workdir, cell, folder)
     except (RuntimeError, OSError) as error:
       logging.exception("Cell %s failed.", cell.id)
       failed[cell.id] = f"{type(error).__name__}: {error}"
@@ -67,10 +64,40 @@ def sweep(config, workdir):
   return write_report(config, workdir)
 
 
-def _at(config, cell):
-  return config_lib.cell_config(
-    config, p_uncond=cell.p_uncond, T=cell.T, w=cell.w
+def plan(config, workdir):
+  """Return the cells of a sweep, each of them checked."""
+  config_lib.validate_grids(config)
+  cells = grid.cells(config.sweep.grids, config.sampling)
+  devices = jax.device_count()
+  for cell in cells:
+    config_lib.validate(_at(config, workdir, cell), num_devices=devices)
+  classifier = config_lib.classifier_config(config)
+  if classifier:
+    config_lib.validate(classifier, num_devices=devices)
+  return cells
+
+
+def _at(config, workdir, cell):
+  """Return the config of a cell."""
+  config = config_lib.cell_config(
+    config, p_uncond=cell.p_uncond, T=cell.T, w=cell.w, **dict(cell.fields)
   )
+  if _has_own_classifier(config):
+    config.sampling.second_dir = str(_classifier_dir(workdir))
+  return config
+
+
+def _has_own_classifier(config):
+  """Say whether a cell is guided by the classifier that the sweep trains."""
+  return (
+    config_lib.second_network(config) == "classifier"
+    and not config.sampling.second_dir
+    and bool(config.sweep.classifier)
+  )
+
+
+def _classifier_dir(workdir):
+  return epath.Path(workdir) / "runs" / "classifier"
 
 
 def folder_of(config, workdir, cell):
@@ -79,13 +106,17 @@ def folder_of(config, workdir, cell):
   Its name ends in a hash of all that the numbers depend on, so that a sweep
   with other settings in the same workdir makes new cells.
   """
-  at = config_lib.to_dict(_at(config, cell))
+  cell_config = _at(config, workdir, cell)
+  at = config_lib.to_dict(cell_config)
   what = {
-    "identity": config_lib.identity(_at(config, cell)),
+    "identity": config_lib.identity(cell_config),
     "steps": at["train"]["steps"],
     "sampling": at["sampling"],
     "metrics": {k: v for k, v in at["metrics"].items() if k != "feature_dir"},
   }
+  own = config_lib.classifier_config(config)
+  if own and cell_config.sampling.second_dir == str(_classifier_dir(workdir)):
+    what["sampling"]["second_dir"] = config_lib.identity(own)
   name = f"{cell.id}-{config_lib.digest(what)}"
   return epath.Path(workdir) / "cells" / name
 
@@ -94,6 +125,8 @@ def _run(config, workdir, cell, folder):
   """Train if need be, sample, measure; metrics.json is written last."""
   run_dir = workdir / "runs" / f"p{cell.p_uncond:g}"
   loop.train(config, run_dir)
+  if config.sampling.second_dir == str(_classifier_dir(workdir)):
+    loop.train(config_lib.classifier_config(config), _classifier_dir(workdir))
   begin = time.monotonic()
   samples = generate.generate(config, run_dir)
   measured = evaluate.evaluate(config, run_dir, samples)
@@ -101,8 +134,7 @@ def _run(config, workdir, cell, folder):
     return
   settings = json.loads((samples.parent / "settings.json").read_text())
   result = {
-    "id": cell.id,
-    **cell._asdict(),
+    **_describe(cell),
     "sampler": config.sampling.sampler,
     "v": config.sampling.v,
     "num_samples": measured["num_samples"],
@@ -118,13 +150,19 @@ def _run(config, workdir, cell, folder):
   )
 
 
+def _describe(cell):
+  """Return a cell as results and the report have it."""
+  axes = cell._asdict() | {"fields": dict(cell.fields)}
+  return {"id": cell.id, **axes, "variant": cell.variant}
+
+
 def write_report(config, workdir):
   """Write results.csv, report.md and report.html from the finished cells.
 
   Returns:
     Path of report.html.
   """
-  planned = grid.cells(config.sweep.grids)
+  planned = grid.cells(config.sweep.grids, config.sampling)
   finished = []
   for cell in planned:
     folder = folder_of(config, workdir, cell)
@@ -136,7 +174,7 @@ def write_report(config, workdir):
   return report.write(
     epath.Path(workdir),
     finished,
-    [{"id": cell.id, **cell._asdict()} for cell in planned],
+    [_describe(cell) for cell in planned],
     config_lib.to_dict(config),
     distance=config.sweep.distance,
     score=config.sweep.score,

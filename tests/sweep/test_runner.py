@@ -16,10 +16,33 @@ def test_cells_are_a_union_in_the_order_that_saves_work():
     {
       "main": {"p_uncond": (0.5, 0.1), "T": (8,), "w": (1, 0)},
       "more": {"p_uncond": (0.1,), "T": (8, 4), "w": (0,)},
-    }
+    },
+    {},
   )
   assert [cell.id for cell in cells] == [
     *("p0.1_T4_w0", "p0.1_T8_w0", "p0.1_T8_w1", "p0.5_T8_w0", "p0.5_T8_w1"),
+  ]
+
+
+def test_any_field_of_sampling_can_be_an_axis():
+  axes = {"p_uncond": (0.1,), "T": (8,), "w": (1, 0)}
+  cells = grid.cells(
+    {
+      "kinds": axes | {"guidance": ("cfg", "auto"), "interval": ((), (-2, 3))},
+      "cold": axes | {"w": (0,), "score_scale": (1.0, 1.2)},
+    },
+    {"guidance": "cfg", "interval": (), "score_scale": 1.0},
+  )
+  assert [(cell.id, cell.variant) for cell in cells] == [
+    ("p0.1_T8_w0", ""),
+    ("p0.1_T8_w1", ""),
+    ("p0.1_T8_w0_guidance-auto", "auto"),
+    ("p0.1_T8_w1_guidance-auto", "auto"),
+    ("p0.1_T8_w0_interval--2,3", "interval -2,3"),
+    ("p0.1_T8_w1_interval--2,3", "interval -2,3"),
+    ("p0.1_T8_w0_score_scale-1.2", "score_scale 1.2"),
+    ("p0.1_T8_w0_guidance-auto_interval--2,3", "auto, interval -2,3"),
+    ("p0.1_T8_w1_guidance-auto_interval--2,3", "auto, interval -2,3"),
   ]
 
 
@@ -85,7 +108,7 @@ def test_only_missing_cells_are_run_and_give_the_same(swept):
 def test_other_settings_are_other_cells(swept):
   workdir, _ = swept
   config = small_sweep()
-  (cell, *_) = grid.cells(config.sweep.grids)
+  (cell, *_) = grid.cells(config.sweep.grids, config.sampling)
   folder = runner.folder_of(config, workdir, cell)
   config.sampling.num_samples = 30
   assert runner.folder_of(config, workdir, cell) != folder
@@ -118,10 +141,12 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
   for field, value, words in (
     ("w", (), "at least one value"),
     ("w", ("a",), "must be a number"),
+    ("guidance", (1.0,), "must be a str"),
+    ("strength", (1.0,), "no such axis"),
     ("T", (2.5,), "must be an integer"),
   ):
     config = small_sweep()
-    with config.ignore_type():
+    with config.ignore_type(), config.unlocked():
       config.sweep.grids.main[field] = value
     with pytest.raises(errors.UserError, match=rf"main\.{field}=.*{words}"):
       runner.sweep(config, tmp_path)
