@@ -7,6 +7,8 @@ share no code with what they check.
 
 import functools
 import itertools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from cfgd import diffusion
 from cfgd import guidance
 from cfgd import toy
 
+ROOT = pathlib.Path(__file__).parent.parent
 RANGE = {"logsnr_min": -10.0, "logsnr_max": 10.0}
 MIXTURE = toy.Mixture(
   means=np.array([[1, 0.2, 0.5, 0], [-0.7, 0.8, 0, -1], [0.1, -1.1, 1, 0.3]]),
@@ -548,3 +551,14 @@ def test_dynamic_threshold_bounds_the_samples():
   x = jax.jit(lambda: sample(wild, STEPS["ancestral"], threshold=threshold))()
   assert np.isfinite(x).all()
   assert np.abs(x).max() <= 1
+
+
+def test_the_guidance_of_the_documentation():
+  page = (ROOT / "docs" / "guidance.md").read_text()
+  usage, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  names = {"denoise": EXACT, "earlier": toy.denoiser(WEAK)}
+  exec(own, names)
+  eps, _ = reference_eps(Z, LOGSNR, LABEL)
+  away, _ = reference_eps(Z, LOGSNR, np.full(5, 1))
+  close(eps_of(names["away_from"](EXACT, 1, 0.5)), 1.5 * eps - 0.5 * away)
+  exec(usage, names | {"log_probs": LOG_PROBS})

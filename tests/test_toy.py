@@ -166,7 +166,7 @@ def test_guidance_does_not_draw_the_density_that_its_formula_suggests(folder):
 @pytest.mark.parametrize(
   ("words", "changes"),
   [
-    ("--w=-1: must be >= 0", {"w": [0.0, -1.0]}),
+    ("--w=-1: must be in 0..100", {"w": [0.0, -1.0]}),
     ("--w=nan", {"w": [float("nan")]}),
     ("--w: give at least one", {"w": []}),
     ("holds a number twice", {"w": [1.0, 1.0]}),
