@@ -35,6 +35,7 @@ _NUM_DRAWS = 5
 _NUM_DIRECTIONS = 64
 _EXTENT = 3.1
 _GRID = 240
+_LINE = np.linspace(-_EXTENT, _EXTENT, _GRID)
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
@@ -392,9 +393,6 @@ def draw_figure(measured, label):
     fontsize=9,
   )
   return page
-
-
-_LINE = np.linspace(-_EXTENT, _EXTENT, _GRID)
 
 
 def _draw_density(axis, w):

@@ -495,7 +495,7 @@ STEPS = {
 }
 
 
-def reference_sample(sampler, name, w, noise_scale=1.0):
+def reference_sample(sampler, name, w, noise_scale=1.0, shift=0.0):
   """Run Algorithm 2 in float64 with the same noise."""
 
   def predicted(z, logsnr):
@@ -511,7 +511,8 @@ def reference_sample(sampler, name, w, noise_scale=1.0):
     else:
       on_z, on_x, variance = reverse(*pair, 0.3)
       std = noise_scale * np.sqrt(variance)
-      z = on_z * z + on_x * x + std * NOISE[k]
+      gradient = reference_gradient(z, np.full(5, pair[0]), LABEL)
+      z = on_z * z + on_x * x + std * NOISE[k] + shift * variance * gradient
   return predicted(z, np.float64(GRID[-1]))
 
 
@@ -543,6 +544,22 @@ def test_every_sampler_with_every_guidance(sampler, name):
   plain = reference_sample(sampler, "classifier-free", 0.0)
   close(run(0.0, 1.0), plain, atol=1e-4)
   assert np.abs(run(1.5, 1.0) - plain).max() > 1e-2
+
+
+def test_shifted_means_with_classifier_free_guidance():
+  step = functools.partial(
+    diffusion.classifier_ancestral_step, log_prob=LOG_PROB, v=0.3
+  )
+  x = jax.jit(
+    lambda free_w, w: sample(
+      free(EXACT, free_w),
+      functools.partial(step, w=w),
+      threshold=diffusion.no_threshold,
+    )
+  )
+  for free_w, w in ((0.0, 1.5), (0.5, 1.0), (0.5, 0.0)):
+    desired = reference_sample("ancestral", "classifier-free", free_w, shift=w)
+    close(x(free_w, w), desired, atol=1e-4)
 
 
 def test_dynamic_threshold_bounds_the_samples():
