@@ -10,9 +10,9 @@ make of the guided score.
 import functools
 import itertools
 import json
-import math
 from typing import NamedTuple
 
+from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,13 @@ SAMPLERS = ("ancestral", "ddim")
 GUIDANCES = ("classifier-free", "classifier")
 
 _SHAPE = (1, 1, 2)
+# Above, exact draws by rejection get rare.
+_MAX_W = 100
 _NUM_DRAWS = 5
 _NUM_DIRECTIONS = 64
 _EXTENT = 3.1
 _GRID = 240
+_LINE = np.linspace(-_EXTENT, _EXTENT, _GRID)
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
@@ -304,7 +307,10 @@ def run(out, *, w, num_steps, v, num_samples, seed):
   settings = {"num_steps": num_steps, "v": v, "seed": seed}
   _check(out, w=w, num_samples=num_samples, **settings)
   label = np.arange(num_samples) % len(THREE.weights)
-  measured = [measure(THREE, label, one, **settings) for one in w]
+  measured = []
+  for one in w:
+    measured.append(measure(THREE, label, one, **settings))
+    logging.info("w=%g: %d of %d done", one, len(measured), len(w))
   rows = [row for rows, _ in measured for row in rows]
   files.write_atomic(
     out / "distances.json",
@@ -322,7 +328,7 @@ def _check(out, *, w, num_steps, v, num_samples, seed):
     (out.exists() and not out.is_dir(), f"--out={out}: is a file"),
     (not w, "--w: give at least one number"),
     *[
-      (not (math.isfinite(one) and one >= 0), f"--w={one:g}: must be >= 0")
+      (not 0 <= one <= _MAX_W, f"--w={one:g}: must be in 0..{_MAX_W}")
       for one in w
     ],
     (len(set(w)) < len(w), "--w: holds a number twice"),
@@ -387,9 +393,6 @@ def draw_figure(measured, label):
     fontsize=9,
   )
   return page
-
-
-_LINE = np.linspace(-_EXTENT, _EXTENT, _GRID)
 
 
 def _draw_density(axis, w):
