@@ -17,6 +17,7 @@ _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 # Fields that may change between two calls on one workdir.
 _FREE = {
   "data": ("threads", "prefetch"),
+  "model": ("remat",),
   "train": (
     "steps",
     "log_every",
@@ -640,13 +641,14 @@ def read_recorded(workdir):
     ) from error
 
 
-def claim_workdir(config, workdir, *, write):
+def claim_workdir(config, workdir, *, write, but=()):
   """Make sure that a workdir belongs to this config.
 
   Args:
     config: ConfigDict.
     workdir: folder of the run.
     write: record the config where the folder has none yet.
+    but: fields that may differ.
 
   Raises:
     errors.UserError: the folder was made with another config; names the first
@@ -663,7 +665,7 @@ def claim_workdir(config, workdir, *, write):
   differing = [
     f"{field}: {theirs.get(field, 'absent')!r} there, {value!r} now"
     for field, value in ours.items()
-    if theirs.get(field) != value
+    if theirs.get(field) != value and field not in but
   ]
   if differing:
     raise errors.UserError(

@@ -75,7 +75,8 @@ def generate(config, workdir):
   config_lib.validate(config, num_devices=jax.device_count())
   config_lib.validate_generation(config)
   step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
-  config_lib.claim_workdir(config, workdir, write=False)
+  # Parameters are float32 whatever they were trained in.
+  config_lib.claim_workdir(config, workdir, write=False, but=("model.dtype",))
   second = second_lib.find(config, workdir)
   what = settings(config, step, second)
   folder = folder_of(config, workdir, what)

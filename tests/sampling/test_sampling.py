@@ -219,6 +219,14 @@ def test_other_weights_and_steps_are_other_samples(config, trained):
   assert len(paths) == 3
 
 
+def test_weights_sample_in_another_precision(config, trained):
+  path = generate.generate(config, trained[1])
+  config.model.dtype = "bfloat16"
+  half = generate.generate(config, trained[1])
+  assert half != path
+  assert images_of(half)[0].shape == images_of(path)[0].shape
+
+
 def test_nothing_is_written_on_bad_input(config, trained, tmp_path):
   with pytest.raises(errors.UserError, match="no checkpoint"):
     generate.generate(config, tmp_path)
