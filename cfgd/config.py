@@ -35,16 +35,9 @@ SAMPLERS = ("ancestral", "ddim")
 THRESHOLDS = ("clip", "dynamic", "none")
 WEIGHTS = ("constant", "linear", "cosine")
 CLASSIFIER_FORMS = ("eps", "mean")
-_BY_CLASSIFIER = ("classifier", "classifier_null", "cfg+classifier")
+_BY_CLASSIFIER = ("classifier", "classifier_null", "cfg+classifier", "marginal")
 _BY_NULL = ("cfg", "classifier_null", "cfg+classifier")
-GUIDANCES = (
-  "none",
-  "cfg",
-  "auto",
-  "classifier",
-  "classifier_null",
-  "cfg+classifier",
-)
+GUIDANCES = ("none", "cfg", "auto", *_BY_CLASSIFIER)
 _DECAYS = ("cosine", "linear")
 _DTYPES = ("float32", "bfloat16")
 TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
@@ -382,7 +375,8 @@ def _validate_combinations(sampling):
     "sampling.second_dir=''",
   )
   _require(
-    not sampling.rescale or kind in ("cfg", "auto", "cfg+classifier"),
+    not sampling.rescale
+    or kind not in ("classifier", "classifier_null", "none"),
     "sampling.rescale",
     sampling.rescale,
     f"must be 0 where sampling.guidance='{kind}' has no second eps",

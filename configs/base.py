@@ -107,7 +107,9 @@ def get_config():
         "T": 256,
         # cfg: classifier-free. classifier: by the gradient of a noisy
         # classifier; classifier_null: that on the unconditional model, with
-        # w + 1; cfg+classifier: both. auto: away from a weaker model. none.
+        # w + 1; cfg+classifier: both. marginal: cfg, with the classes' mean
+        # in the null label's place (few classes). auto: away from a weaker
+        # model. none.
         "guidance": "cfg",
         # The paper's guidance strength; the other convention is s = 1 + w.
         "w": 0.1,

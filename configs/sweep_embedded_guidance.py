@@ -28,6 +28,7 @@ def get_config():
   config.sweep.grids = {
     "guidance": p_and_t
     | {"guidance": ("cfg", "classifier", "classifier_null"), "w": strengths},
+    "marginal": p_and_t | {"guidance": ("marginal",), "w": (0.3, 1.0)},
     "score_scale": p_and_t
     | {"w": (0.0,), "score_scale": (1.02, 1.05, 1.1, 1.2, 1.4)},
     "noise_scale": p_and_t

@@ -41,7 +41,8 @@ class Choices(NamedTuple):
   Attributes:
     sampler: "ancestral" (Algorithm 2) or "ddim".
     guidance: "none", "cfg", "auto", "classifier", "classifier_null" (of the
-      unconditional model, with w + 1) or "cfg+classifier".
+      unconditional model, with w + 1), "cfg+classifier", or "marginal"
+      (classifier-free, with `diffusion.marginal` in the null label's place).
     w_schedule: "constant", "linear" or "cosine", see `guidance`.
     threshold: "clip", "dynamic" or "none".
     classifier_form: "eps", or "mean" for ADM's shift of the ancestral mean.
@@ -84,7 +85,8 @@ def _guide(choices, denoise, second, numbers, weight, **branches):
   Args:
     choices: Choices.
     denoise: DenoiseFn of the model.
-    second: None, log p(c|z) of a classifier, or a weaker model's DenoiseFn.
+    second: None, log p(c|z) of all classes by a classifier, or a weaker
+      model's DenoiseFn.
     numbers: traced settings by name.
     weight: logsnr [B] -> w [B].
     **branches: null_label and two_passes of classifier-free guidance.
@@ -96,17 +98,18 @@ def _guide(choices, denoise, second, numbers, weight, **branches):
     diffusion.classifier_free_guidance, denoise, combine=combine, **branches
   )
   null = diffusion.unconditional(denoise, null_label=branches["null_label"])
+  log_prob = diffusion.log_prob_of_label(second)
   by_classifier = diffusion.classifier_guidance
+  away_from = functools.partial(guidance.autoguidance, denoise, combine=combine)
   guide = {
     "none": lambda w: denoise,
     "cfg": free,
-    "auto": lambda w: guidance.autoguidance(
-      denoise, second, w, combine=combine
-    ),
-    "classifier": lambda w: by_classifier(denoise, second, w),
-    "classifier_null": lambda w: by_classifier(null, second, w + 1.0),
+    "auto": lambda w: away_from(second, w),
+    "marginal": lambda w: away_from(diffusion.marginal(denoise, second), w),
+    "classifier": lambda w: by_classifier(denoise, log_prob, w),
+    "classifier_null": lambda w: by_classifier(null, log_prob, w + 1.0),
     "cfg+classifier": lambda w: by_classifier(
-      free(w), second, numbers["classifier_w"]
+      free(w), log_prob, numbers["classifier_w"]
     ),
   }[choices.guidance]
   return guidance.scheduled(guide, weight)
@@ -134,7 +137,7 @@ def _shift_mean(choices, denoise, second, numbers, weight, null_label):
     w = weight(jnp.full(z.shape[:1], logsnr_from)) + more
     return diffusion.classifier_ancestral_step(
       *(denoise, keys, z, logsnr_from, logsnr_to, label),
-      log_prob=second,
+      log_prob=diffusion.log_prob_of_label(second),
       w=w,
       v=numbers["v"],
       threshold=threshold,
@@ -160,9 +163,7 @@ def _second(choices, part, params):
   if choices.guidance == "auto":
     return part.with_params(params, parametrization.denoiser)
   logits = part.with_params(params, parametrization.classifier)
-  return diffusion.log_prob_of_label(
-    lambda z, logsnr: jax.nn.log_softmax(logits(z, logsnr))
-  )
+  return lambda z, logsnr: jax.nn.log_softmax(logits(z, logsnr))
 
 
 @functools.cache

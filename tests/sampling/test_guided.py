@@ -16,7 +16,7 @@ from tests import conftest
 from tests.models import golden_weights
 from tests.sampling import test_sampling as common
 
-KINDS = ("cfg", "auto", "classifier", "classifier_null", "cfg+classifier")
+KINDS = [kind for kind in config_lib.GUIDANCES if kind != "none"]
 
 
 class Judge:
@@ -92,6 +92,31 @@ def test_every_setting_changes_the_images(change, numbers):
   plain = common.draw(make("cfg"), range(8), w=2.0)
   changed = common.draw(make("cfg", **change), range(8), w=2.0, **numbers)
   assert (changed != plain).any()
+
+
+def test_the_classes_mean_stands_in_for_the_null_label():
+  """With a classifier that cannot tell, it is the plain mean."""
+
+  class Shades(common.Scaled):
+    def apply(self, variables, z, time, label):
+      return z * (label[:, None, None, None] / 10)
+
+  class Blind:
+    def apply(self, variables, z, time):
+      return jnp.zeros((z.shape[0], 3))
+
+  class Mean:
+    def apply(self, variables, z, time, label):
+      return z * 0.1  # of 0, 0.1 and 0.2
+
+  model = Shades()
+  marginal = common.make(model, Blind(), guidance="marginal")
+  auto = common.make(model, Mean(), guidance="auto")
+  np.testing.assert_allclose(
+    common.draw(marginal, range(8), w=2.0).astype(int),
+    common.draw(auto, range(8), w=2.0).astype(int),
+    atol=1,
+  )
 
 
 def test_the_mean_form_moves_with_the_classifier(unguided):
