@@ -92,16 +92,6 @@ def matmul_peak(dtype, size, repeats):
   return 2 * size**3 / min(timed(lambda: product(a, b), repeats))
 
 
-def flop(lowered):
-  """Return XLA's count of a lowered program for one device.
-
-  An addition is one FLOP, as is a product. Compiled programs miss what became a
-  library call, so they are asked only where the backend has no other count.
-  """
-  cost = lowered.cost_analysis() or lowered.compile().cost_analysis()
-  return (cost[0] if isinstance(cost, list) else cost)["flops"]
-
-
 def peak_gib(compiled):
   """Return (arguments, what the program needs besides) in GiB per device."""
   memory = compiled.memory_analysis()

@@ -84,19 +84,6 @@ def measure(config, batch_size, num_steps, repeats, two_passes):
   }
 
 
-def forward_flop(config):
-  """Return XLA's count of one image through the network once."""
-  network = networks.build(config)
-  one = np.zeros((1,), np.int32)
-  lowered = jax.jit(network.apply).lower(
-    {"params": networks.param_shapes(config)},
-    np.zeros((1, *config_lib.image_shape(config)), np.float32),
-    one.astype(np.float32),
-    one,
-  )
-  return machine.flop(lowered)
-
-
 def main(argv):
   """Measure, print, write JSON."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,7 +108,9 @@ def main(argv):
     config, options.batch, options.T, options.repeats, two_passes
   )
   branches = 1 if config.sampling.w == 0 else 2
-  work = forward_flop(config) * branches * options.batch / report["devices"]
+  work = (
+    networks.forward_flop(config) * branches * options.batch / report["devices"]
+  )
   rate = work / report["seconds_per_evaluation"]
   peak = machine.matmul_peak(config.model.dtype, options.matmul, 5)
   report |= {

@@ -89,7 +89,7 @@ def measure(config, batch_size, repeats):
   machine.timed(step, 1)
   seconds = machine.timed(step, repeats)
   rate = machine.spread([batch_size / s for s in seconds])
-  work = machine.flop(lowered)
+  work = networks.flop(lowered)
   return {
     "batch_size": batch_size,
     "dtype": config.model.dtype,

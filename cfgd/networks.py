@@ -16,9 +16,10 @@ def build(config):
 
 
 def _inputs(config):
-  """Return arguments to initialise the network at."""
-  z = jnp.zeros((1, *config_lib.image_shape(config)))
-  time, label = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+  """Return the shapes of a forward pass of one image."""
+  z = jax.ShapeDtypeStruct((1, *config_lib.image_shape(config)), jnp.float32)
+  time = jax.ShapeDtypeStruct((1,), jnp.float32)
+  label = jax.ShapeDtypeStruct((1,), jnp.int32)
   return (z, time) if config.task == "classifier" else (z, time, label)
 
 
@@ -31,5 +32,22 @@ def param_shapes(config):
 
 def initial_params(config):
   """Return fresh parameters, a function of `config.seed`."""
+  inputs = [jnp.zeros(each.shape, each.dtype) for each in _inputs(config)]
   initialise = jax.jit(build(config).init)
-  return initialise(jax.random.key(config.seed), *_inputs(config))["params"]
+  return initialise(jax.random.key(config.seed), *inputs)["params"]
+
+
+def flop(lowered):
+  """Return XLA's count of a lowered program for one device.
+
+  An addition is one FLOP, as is a product. Compiled programs miss what became a
+  library call, so they are asked only where the backend has no other count.
+  """
+  cost = lowered.cost_analysis() or lowered.compile().cost_analysis()
+  return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+def forward_flop(config):
+  """Return the FLOP of one image's forward pass."""
+  apply = jax.jit(build(config).apply)
+  return flop(apply.lower({"params": param_shapes(config)}, *_inputs(config)))

@@ -71,6 +71,7 @@ ALLOWED = {
     *("metrics.feature_training", "metrics.scores"),
   },
   # L4
+  "sweep.planner": {"config", "diffusion", "networks"},
   "sweep.runner": {
     *("config", "distributed", "sweep.grid", "sweep.report"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),

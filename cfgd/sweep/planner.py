@@ -1,0 +1,136 @@
+"""What a sweep costs, before anyone pays: evaluations, FLOP and hours."""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from cfgd import config as config_lib
+from cfgd import diffusion
+from cfgd import networks
+
+# A step's backward pass costs twice its forward pass.
+_PASSES_OF_A_STEP = 3
+# A gradient with respect to the input: forward, and half of a backward pass.
+_PASSES_OF_A_GRADIENT = 2
+
+
+class Cost(NamedTuple):
+  """Part of a sweep.
+
+  Attributes:
+    what: for readers.
+    cells: number of them; 0 for a training.
+    evaluations: forward passes of the model, or their equivalent in FLOP, per
+      image.
+    images: generated, or trained on.
+    flop: in all.
+  """
+
+  what: str
+  cells: int
+  evaluations: float
+  images: int
+  flop: float
+
+
+def evaluations(config, classifier_share):
+  """Return the forward passes that one image of a config takes.
+
+  Args:
+    config: ConfigDict of one cell.
+    classifier_share: FLOP of the classifier's forward pass as a part of the
+      model's.
+  """
+  sampling = config.sampling
+  low, high = tuple(sampling.interval) or (-math.inf, math.inf)
+  logsnrs = diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config))
+  inside = int(np.sum((logsnrs >= low) & (logsnrs < high)))
+  guided = inside if sampling.w != 0 else 0
+  gradient = _PASSES_OF_A_GRADIENT * classifier_share
+  more = {
+    "none": 0,
+    "cfg": guided,
+    "auto": guided,
+    "marginal": guided * (config.data.num_classes + classifier_share),
+    "classifier": guided * gradient,
+    # Its strength is w + 1: also where w is 0, and outside of the interval.
+    "classifier_null": (sampling.T if sampling.w != -1 else 0) * gradient,
+    "cfg+classifier": guided
+    + (sampling.T if sampling.classifier_w else 0) * gradient,
+  }
+  return sampling.T + more[sampling.guidance]
+
+
+def costs(config, cells, config_at):
+  """Return what the parts of a sweep cost, trainings first.
+
+  Args:
+    config: ConfigDict of the sweep.
+    cells: of `grid.cells`.
+    config_at: cell -> ConfigDict.
+
+  Returns:
+    List of Cost.
+  """
+  one = networks.forward_flop(config)
+  classifier = config_lib.classifier_config(config)
+  share = networks.forward_flop(classifier) / one if classifier else 0.0
+  parts = [
+    _training(f"training, p_uncond={p:g}", config, one)
+    for p in sorted({cell.p_uncond for cell in cells})
+  ]
+  if classifier:
+    parts.append(_training("training the classifier", classifier, share * one))
+  group = lambda cell: (cell.p_uncond, cell.T, cell.variant)  # noqa: E731
+  for (p, steps, variant), members in itertools.groupby(cells, group):
+    members = list(members)
+    each = [evaluations(config_at(cell), share) for cell in members]
+    images = config.sampling.num_samples * len(members)
+    what = ", ".join(filter(None, [f"p_uncond={p:g}, T={steps}", variant]))
+    mean = sum(each) / len(each)
+    parts.append(Cost(what, len(members), mean, images, images * mean * one))
+  return parts
+
+
+def _training(what, config, one):
+  images = config.train.steps * config.train.batch_size
+  passes = _PASSES_OF_A_STEP
+  return Cost(what, 0, passes, images, images * passes * one)
+
+
+def table(parts, evaluations_per_second):
+  """Return the costs as lines of text, the sum last.
+
+  Args:
+    parts: of `costs`.
+    evaluations_per_second: forward passes of the model on one image that the
+      hardware makes in a second; 0 where that is not known: no hours.
+  """
+  one = parts[0].flop / (parts[0].images * parts[0].evaluations)
+  total = Cost(
+    what="in all",
+    cells=sum(part.cells for part in parts),
+    evaluations=math.nan,
+    images=sum(part.images for part in parts),
+    flop=sum(part.flop for part in parts),
+  )
+  row = "{:34} {:>5} {:>13} {:>11} {:>11} {:>9}".format
+  lines = [row("", "cells", "images", "evaluations", "PFLOP", "hours")]
+  for part in [*parts, total]:
+    count = part.flop / one
+    hours = (
+      count / evaluations_per_second / 3600 if evaluations_per_second else 0
+    )
+    lines.append(
+      row(
+        part.what,
+        part.cells or "",
+        f"{part.images:,}",
+        f"{count:.3g}",
+        f"{part.flop / 1e15:,.3g}",
+        f"{hours:,.1f}" if hours else "",
+      )
+    )
+  return lines

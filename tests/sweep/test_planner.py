@@ -1,0 +1,88 @@
+"""The cost of a sweep against sums by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from cfgd import config as config_lib
+from cfgd import diffusion
+from cfgd import networks
+from cfgd.sweep import grid
+from cfgd.sweep import planner
+from configs import embedded
+from configs import sweep_embedded_guidance
+
+
+@pytest.mark.parametrize(
+  ("fields", "desired"),
+  [
+    ({"w": 0.0}, 16),
+    ({"w": 0.3}, 32),
+    ({"w": 0.3, "guidance": "classifier"}, 16 + 16 * 2 * 0.25),
+    ({"w": 0.0, "guidance": "classifier"}, 16),
+    ({"w": 0.0, "guidance": "classifier_null"}, 16 + 16 * 2 * 0.25),
+    ({"w": 0.3, "guidance": "auto"}, 32),
+    ({"w": 0.3, "guidance": "marginal"}, 16 + 16 * (10 + 0.25)),
+    ({"w": 0.3, "interval": (0.0, 100.0)}, 16 + 8),
+    (
+      {"w": 0.3, "guidance": "cfg+classifier", "classifier_w": 1.0},
+      32 + 16 * 2 * 0.25,
+    ),
+  ],
+)
+def test_evaluations_of_an_image(fields, desired):
+  config = embedded.get_config()
+  config.sampling.update(fields)
+  assert planner.evaluations(config, 0.25) == desired
+
+
+def test_a_counted_sampler_agrees():
+  """Against evaluations counted where they are made."""
+  config = embedded.get_config()
+  config.sampling.update({"w": 0.3, "T": 8, "interval": (-3.0, 5.0)})
+  made = []
+
+  def denoise(z, logsnr, label):
+    jax.debug.callback(lambda: made.append(1))
+    return diffusion.Prediction(z)
+
+  def guided(z, logsnr, label):
+    inside = (logsnr[0] >= -3.0) & (logsnr[0] < 5.0)
+    return diffusion.classifier_free_guidance(
+      denoise, np.float32(0.3) * inside, null_label=10, two_passes=True
+    )(z, logsnr, label)
+
+  diffusion.sample(
+    lambda *args: diffusion.ddim_step(*args, threshold=diffusion.clip),
+    guided,
+    diffusion.image_keys(0, np.arange(1)),
+    np.zeros(1, np.int32),
+    shape=(2,),
+    logsnrs=diffusion.logsnr_grid(8, **config_lib.logsnr_range(config)),
+    threshold=diffusion.clip,
+  )
+  jax.effects_barrier()
+  assert planner.evaluations(config, 0.0) == len(made)
+
+
+def test_the_sum_of_a_sweep():
+  config = sweep_embedded_guidance.get_config()
+  cells = grid.cells(config.sweep.grids, config.sampling)
+
+  def at(cell):
+    fields = {"T": cell.T, "w": cell.w, **dict(cell.fields)}
+    return config_lib.cell_config(config, p_uncond=cell.p_uncond, **fields)
+
+  parts = planner.costs(config, cells, at)
+  assert sum(part.cells for part in parts) == len(cells)
+  one = networks.forward_flop(config)
+  # 400 steps of 64 images, forward and twice that back.
+  assert parts[0].flop == pytest.approx(400 * 64 * 3 * one)
+  assert parts[1].what == "training the classifier"
+  cfg = next(part for part in parts if part.what == "p_uncond=0.1, T=16")
+  assert cfg.flop == pytest.approx(1000 * (16 + 6 * 32) * one)
+  lines = planner.table(parts, evaluations_per_second=3600 * 1000)
+  assert len(lines) == len(parts) + 2
+  hours = sum(part.flop for part in parts) / one / 3600 / 3600 / 1000
+  assert lines[-1].split()[-1] == f"{hours:.1f}"
+  assert lines[2].split()[-1] != ""
