@@ -182,9 +182,15 @@ def get_config():
         # Fields that turn this config into that of a noisy classifier, which
         # is trained for cells that need one; {}: they name second_dir.
         "classifier": {},
+        # Pictures of `experiments.figures`, by name: "labels", sets of classes
+        # (empty: all in turn), at each of "w", "side" x "side" images of each.
+        "figures": {},
         # Columns of the report that are drawn against each other.
         "distance": "fid",
         "score": "is",
+        # Table of the paper that the report has beside them, see
+        # cfgd/sweep/paper.py: table1_imagenet64, table2_imagenet128, '': none.
+        "paper": "",
         "title": "Classifier-free guidance",
         # Paragraphs under the title.
         "notes": (),

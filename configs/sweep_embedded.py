@@ -35,4 +35,7 @@ def get_config():
   config.sweep.score = "is_embedded"
   config.sweep.title = "Classifier-free guidance on 10x10 digits"
   config.sweep.notes = _NOTES
+  config.sweep.figures = {
+    "all_and_threes": {"labels": ((), (3,)), "w": (0.0, 1.0, 4.0), "side": 5}
+  }
   return config

@@ -26,7 +26,8 @@ def test_configs_validate_and_have_the_same_fields(name):
 
   def fields(plain):
     plain = config_lib.to_dict(plain)
-    del plain["sweep"]["grids"], plain["sweep"]["classifier"]
+    for name in ("grids", "classifier", "figures"):
+      del plain["sweep"][name]
     return set(config_lib._flatten(plain))
 
   assert fields(config) == fields(base.get_config())

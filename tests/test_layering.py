@@ -25,6 +25,7 @@ ALLOWED = {
   "sampling.store": set(),
   "metrics.scores": set(),
   "sweep.grid": set(),
+  "sweep.paper": set(),
   # L1
   "guidance": {"diffusion"},
   "checkpoint": {"distributed"},
@@ -32,7 +33,7 @@ ALLOWED = {
   "models.classifier": {"models.blocks", "models.unet"},
   "data.sources": {"data.images", "data.embedded"},
   "data.pipeline": {"data.sources", "data.images", "distributed"},
-  "sweep.report": set(),
+  "sweep.report": {"sweep.paper"},
   "convert.guided_diffusion": {"diffusion"},
   # L2
   "toy": {"diffusion"},
@@ -73,8 +74,13 @@ ALLOWED = {
   # L4
   "sweep.planner": {"config", "diffusion", "networks"},
   "sweep.runner": {
-    *("config", "distributed", "sweep.grid", "sweep.report"),
+    *("config", "distributed", "sweep.grid", "sweep.paper"),
+    "sweep.report",
     *("training.loop", "sampling.generate", "metrics.evaluate"),
+  },
+  "sweep.figures": {
+    *("config", "data.images", "distributed", "sampling.generate"),
+    "sweep.report",
   },
 }
 LAST_LIGHT_LEVEL = "metrics.extract"  # of L2

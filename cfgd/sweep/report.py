@@ -1,8 +1,9 @@
 """What a sweep found, as results.csv, report.md and a self-contained HTML page.
 
 The plots have the form of Figures 4 and 5 of Ho & Salimans
-(arXiv:2207.12598). A `Curve` is all that a plot knows, so results from
-elsewhere (printed numbers, another kind of guidance) are one more curve.
+(arXiv:2207.12598), and where a sweep names a table of theirs, its printed
+numbers stand beside ours. A `Curve` is all that a plot knows: another kind of
+guidance, or the printed numbers, are one more curve.
 """
 
 import base64
@@ -27,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from cfgd import files
+from cfgd.sweep import paper as paper_lib
 
 Cell = Mapping[str, Any]
 
@@ -71,20 +73,30 @@ _PAGE = """<!DOCTYPE html>
 """
 _BOLD = "Bold: the lowest {} of each (p_uncond, T, variant)."
 _SAMPLES = "The same seeds and labels for every w."
+_BESIDE = "Dashed, hollow: the paper's {}."
+_BESIDE_TABLE = (
+  "The paper's columns are its {} at the same settings; in brackets, by how "
+  "much ours is above that."
+)
 
 
 class Curve(NamedTuple):
   """One line of a plot: rows of (w, score, distance) in order of w.
 
-  In place of w there may be another strength that the label names.
+  In place of w there may be another strength that the label names. Printed is
+  what the paper says about the settings of the label, not ours.
   """
 
   label: str
   points: np.ndarray
+  printed: bool = False
 
 
 def table_rows(
-  cells: Sequence[Cell], planned: Sequence[Cell], distance: str
+  cells: Sequence[Cell],
+  planned: Sequence[Cell],
+  distance: str,
+  beside: paper_lib.Table | None = None,
 ) -> list[dict[str, Any]]:
   """Merge finished and planned cells by p_uncond, T, variant, and w.
 
@@ -92,19 +104,25 @@ def table_rows(
     cells: finished cells; each replaces the planned one of the same id.
     planned: what the sweep means to run.
     distance: the metric whose lowest finite value is the best.
+    beside: the paper's table to compare with.
 
   Returns:
     The rows. Only finished ones have "metrics"; "best" says which one is the
-    best of its (p_uncond, T, variant).
+    best of its (p_uncond, T, variant), "printed" what the paper has for it.
   """
   merged = {c["id"]: c for c in [*planned, *cells]}.values()
-  rows = [{**c, "best": False} for c in merged]
+  rows = [{**c, "best": False, "printed": _printed(c, beside)} for c in merged]
   rows.sort(key=lambda c: (*_group(c), c["w"]))
   for _, group in itertools.groupby(rows, _group):
     finite = [r for r in group if math.isfinite(_metric(r, distance))]
     if finite:
       min(finite, key=lambda r: _metric(r, distance))["best"] = True
   return rows
+
+
+def _printed(cell, beside):
+  row = beside and paper_lib.find(beside.rows, cell)
+  return row.metrics if row else {}
 
 
 def curve(
@@ -153,6 +171,34 @@ def variant_curves(
   return curves
 
 
+def printed_curves(
+  beside: paper_lib.Table | None,
+  axis: str,
+  fixed: Mapping[str, Any],
+  distance: str,
+  score: str,
+) -> list[Curve]:
+  """Make one curve of the paper's numbers for each value of an axis.
+
+  Args:
+    beside: the paper's table, or None for none.
+    axis: p_uncond or T.
+    fixed: values of the other axes; what the paper does not state agrees.
+    distance: see `write`.
+    score: see `write`.
+  """
+  lines = collections.defaultdict(list)
+  for row in beside.rows if beside else ():
+    at = row._asdict()
+    agrees = all(at[k] in (None, v) for k, v in fixed.items())
+    if agrees and at[axis] is not None and {distance, score} <= {*row.metrics}:
+      lines[at[axis]].append(at)
+  return [
+    curve(_label({axis: value}), rows, distance, score)._replace(printed=True)
+    for value, rows in sorted(lines.items())
+  ]
+
+
 def frontier_figure(
   curves: Sequence[Curve], distance: str, score: str, title: str
 ) -> figure.Figure | None:
@@ -172,16 +218,24 @@ def over_w_figure(
 def samples_figure(cells: Sequence[Cell]) -> figure.Figure:
   """Set the sample grids of cells side by side, each under its w."""
   images = [Image.open(io.BytesIO(_grid(c))).convert("RGB") for c in cells]
-  columns = min(4, len(cells))
-  rows = -(-len(cells) // columns)
-  width = max(2.6, images[0].width / _DPI)
-  height = width * images[0].height / images[0].width + 0.35
+  titles = [f"w={both(cell['w'])}" for cell in cells]
+  return panels_figure(images, titles, min(4, len(cells)))
+
+
+def panels_figure(
+  images: Sequence[Any], titles: Sequence[str], columns: int
+) -> figure.Figure:
+  """Set images (PIL's, or uint8 arrays) of one size in a grid, with titles."""
+  images = [np.asarray(image) for image in images]
+  rows = -(-len(images) // columns)
+  width = max(2.6, images[0].shape[1] / _DPI)
+  height = width * images[0].shape[0] / images[0].shape[1] + 0.35
   fig = figure.Figure((columns * width, rows * height), layout="constrained")
   for ax in fig.subplots(rows, columns, squeeze=False).flat:
     ax.set_axis_off()
-  for ax, cell, image in zip(fig.axes, cells, images, strict=False):
-    ax.imshow(np.asarray(image))
-    ax.set_title(f"w={_both(cell['w'])}", fontsize=10)
+  for ax, image, title in zip(fig.axes, images, titles, strict=False):
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+    ax.set_title(title, fontsize=10)
   return fig
 
 
@@ -195,6 +249,7 @@ def write(
   score: str,
   title: str,
   notes: Sequence[str],
+  paper: str = "",
 ) -> epath.Path:
   """Write results.csv, report.md with its figures/, and report.html.
 
@@ -207,17 +262,20 @@ def write(
     score: name of the metric that is better when higher.
     title: the headline.
     notes: paragraphs under it: what this is and is not.
+    paper: name of the paper's table to compare with; "" for none.
 
   Returns:
     The path of report.html.
   """
-  rows = table_rows(cells, planned, distance)
+  beside = paper_lib.table(paper)
+  rows = table_rows(cells, planned, distance, beside)
   done = [r for r in rows if "metrics" in r]
   names = list(dict.fromkeys(k for c in cells for k in c["metrics"]))
   table = rows, names or [distance, score], distance
-  head = title, [*notes, _progress(rows)]
+  compared = [_BESIDE_TABLE.format(beside.title)] if beside else []
+  head = title, [*notes, _progress(rows), *compared]
   grids = _grid_cells(done)
-  plots = _plots(done, grids, distance, score)
+  plots = _plots(done, grids, distance, score, beside)
   page = _html(head, table, plots, grids, score, _settings(settings, done))
   out = {f"figures/{name}.png": png for name, (_, png) in plots.items()}
   out |= {"results.csv": _csv(done, names), "report.html": page}
@@ -227,17 +285,24 @@ def write(
   return epath.Path(directory) / "report.html"
 
 
+def both(w: float) -> str:
+  """Name w in the paper's convention and as the scale s = 1 + w."""
+  return f"{w:g} (s={1 + w:g})"
+
+
+def png(fig: figure.Figure) -> bytes:
+  """Return a figure as PNG, the same bytes for the same figure."""
+  out = io.BytesIO()
+  fig.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+  return out.getvalue()
+
+
 def _group(cell):
   return cell["p_uncond"], cell["T"], cell.get("variant", "")
 
 
 def _metric(cell, name):
   return cell.get("metrics", {}).get(name, math.nan)
-
-
-def _both(w):
-  """Names w in the paper's convention and as the scale s = 1 + w."""
-  return f"{w:g} (s={1 + w:g})"
 
 
 def _number(value):
@@ -272,7 +337,7 @@ def _label(values):
   return ", ".join(f"{k} = {v:g}" for k, v in values.items())
 
 
-def _plots(cells, grids, distance, score):
+def _plots(cells, grids, distance, score, beside):
   """Draws what can be drawn: file name to caption and PNG bytes."""
   if not cells:
     return {}
@@ -294,30 +359,57 @@ def _plots(cells, grids, distance, score):
     chosen = _select(cells, fixed)
     values = [{axis: v} for v in sorted({c[axis] for c in chosen})]
     lines = [curve(_label(v), _select(chosen, v), *names) for v in values]
+    theirs = printed_curves(beside, axis, fixed, *names)
     drawn[f"frontier_{axis}"] = (
       f"{distance} over {score}, one curve per {axis}, {_label(fixed)}; the "
-      f"numbers are w. The form of the paper's Figure {number}.",
-      frontier_figure(lines, *names, title=_label(fixed)),
+      f"numbers are w. The form of the paper's Figure {number}."
+      f"{_said_of(theirs, beside)}",
+      frontier_figure([*lines, *theirs], *names, title=_label(fixed)),
     )
   main = _commonest(cells, "p_uncond", "T")
   line = curve(_label(main), _select(cells, main), *names)
-  caption = f"{distance} and {score} over w, {line.label}."
-  drawn["over_w"] = caption, over_w_figure([line], *names, title="")
+  theirs = [
+    k._replace(label=line.label)
+    for k in printed_curves(beside, "T", main, *names)
+  ]
+  drawn["over_w"] = (
+    f"{distance} and {score} over w, {line.label}.{_said_of(theirs, beside)}",
+    over_w_figure([line, *theirs], *names, title=""),
+  )
   drawn["samples"] = _SAMPLES, samples_figure(grids) if grids else None
-  return {k: (text, _png(fig)) for k, (text, fig) in drawn.items() if fig}
+  return {k: (text, png(fig)) for k, (text, fig) in drawn.items() if fig}
+
+
+def _said_of(theirs, beside):
+  return f" {_BESIDE.format(beside.title)}" if theirs else ""
+
+
+def _name(line):
+  return f"paper, {line.label}" if line.printed else line.label
+
+
+def _style(line, labels):
+  """Returns how a line looks: what the paper printed in our curve's colour."""
+  k = labels.index(line.label)
+  style = {"color": _COLOURS[k % 6], "marker": "osD^vP"[k % 6], "ms": 4}
+  if line.printed:
+    style |= {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
+  return style
 
 
 def _draw(fig, panels, curves, distance, score, title):
   """Draws all curves in each panel: two columns of their points."""
   names = "guidance strength w (s = 1 + w)", score, distance
+  labels = list(dict.fromkeys(line.label for line in curves))
   for i, (x, y) in enumerate(panels):
     ax = fig.add_subplot(len(panels), 1, i + 1)
     lost, drawn, heights = [], [], []
-    for k, (label, points) in enumerate(curves):
+    for line in curves:
+      points = line.points
       good = np.isfinite(points[:, [x, y]]).all(axis=1)
-      lost += [f"{label} w={w:g}" for w in points[~good, 0]]
-      style = {"color": _COLOURS[k % 6], "marker": "osD^vP"[k % 6], "ms": 4}
-      ax.plot(*points[good][:, [x, y]].T, label=label, **style)
+      lost += [f"{line.label} w={w:g}" for w in points[~good, 0]]
+      style = _style(line, labels)
+      ax.plot(*points[good][:, [x, y]].T, label=_name(line), **style)
       drawn.append(points[good, 0])
       heights += [*points[good, y]]
     if not heights:
@@ -335,14 +427,17 @@ def _draw(fig, panels, curves, distance, score, title):
     ax.grid(color="#e8e8e8", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if i == 0:
-      _legend(fig, title, max(len(c.label) for c in curves))
+      _legend(fig, title, curves)
     if x:
       _annotate(ax, drawn)
   return fig
 
 
-def _legend(fig, title, longest):
+def _legend(fig, title, curves):
+  longest = max(len(_name(line)) for line in curves)
   columns = max(1, 350 // (5 * longest + 30))  # Both in points, at size 9.
+  if any(line.printed for line in curves):
+    columns = min(2, columns)
   style = {"fontsize": 9, "handlelength": 1.5, "columnspacing": 1.2}
   style |= {"ncols": columns, "frameon": False, "alignment": "left"}
   fig.legend(loc="outside upper left", title=title or None, **style)
@@ -375,12 +470,6 @@ def _annotate(ax, strengths):
       ax.annotate(f"{ws[i]:g}", at, color=line.get_color(), **where, **style)
 
 
-def _png(fig):
-  out = io.BytesIO()
-  fig.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-  return out.getvalue()
-
-
 def _grid(cell):
   return epath.Path(cell["grid_png"]).read_bytes()
 
@@ -401,10 +490,13 @@ def _grid_cells(cells):
 def _csv(cells, names):
   out = io.StringIO()
   table = csv.writer(out, lineterminator="\n")
-  table.writerow([*_COLUMNS, "seconds", *names])
+  theirs = [f"paper_{k}" for k in _printed_names(cells)]
+  columns = [*_COLUMNS, "seconds", *names, *theirs]
+  table.writerow(columns)
   for cell in cells:
-    flat = {**cell, "s": 1 + cell["w"], **cell["metrics"]}
-    table.writerow([flat.get(k) for k in [*_COLUMNS, "seconds", *names]])
+    printed = {f"paper_{k}": v for k, v in cell["printed"].items()}
+    flat = {**cell, "s": 1 + cell["w"], **cell["metrics"], **printed}
+    table.writerow([flat.get(k) for k in columns])
   return out.getvalue()
 
 
@@ -412,21 +504,38 @@ def _has_variants(rows):
   return any(row.get("variant") for row in rows)
 
 
+def _printed_names(rows):
+  return list(dict.fromkeys(k for row in rows for k in row["printed"]))
+
+
 def _header(rows, names):
   variant = ["variant"] if _has_variants(rows) else []
-  return ["p_uncond", "T", *variant, "w", *names, "seconds"]
+  theirs = [f"paper's {k}" for k in _printed_names(rows)]
+  return ["p_uncond", "T", *variant, "w", *names, *theirs, "seconds"]
 
 
-def _texts(row, names, distance, strong, variants):
+def _deviation(row, name):
+  """Writes a printed number, and how much ours is above it."""
+  if name not in row["printed"]:
+    return ""
+  text, ours = f"{row['printed'][name]:.2f}", _metric(row, name)
+  if math.isfinite(ours):
+    text += f" ({ours - row['printed'][name]:+.2f})"
+  return text
+
+
+def _texts(row, names, distance, strong, rows):
   """Writes a row of the table; `strong` is the template for a best value."""
-  variant = [html.escape(row.get("variant", ""))] if variants else []
-  first = [f"{row['p_uncond']:g}", f"{row['T']}", *variant, _both(row["w"])]
+  variant = [row.get("variant", "")] if _has_variants(rows) else []
+  first = [f"{row['p_uncond']:g}", f"{row['T']}", *map(html.escape, variant)]
+  first += [both(row["w"])]
+  theirs = [_deviation(row, k) for k in _printed_names(rows)]
   if "metrics" not in row:
-    return [*first, "not run", *[""] * len(names)]
+    return [*first, "not run", *[""] * (len(names) - 1), *theirs, ""]
   values = {k: html.escape(_number(row["metrics"].get(k))) for k in names}
   if row["best"]:
     values[distance] = strong.format(values[distance])
-  return [*first, *values.values(), f"{row['seconds']:.1f}"]
+  return [*first, *values.values(), *theirs, f"{row['seconds']:.1f}"]
 
 
 def _markdown(head, table, pictures):
@@ -434,9 +543,9 @@ def _markdown(head, table, pictures):
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
   (title, notes), (rows, names, distance) = head, table
-  header, variants = _header(rows, names), _has_variants(rows)
+  header = _header(rows, names)
   lines = [map(plain, header), ["---:"] * len(header)]
-  lines += [_texts(row, names, distance, "**{}**", variants) for row in rows]
+  lines += [_texts(row, names, distance, "**{}**", rows) for row in rows]
   blocks = [f"# {plain(title)}", *map(plain, notes)]
   blocks += ["\n".join(f"| {' | '.join(k)} |" for k in lines)]
   blocks += [plain(_BOLD.format(distance))]
@@ -452,12 +561,11 @@ def _tag(name, text):
 
 def _table(rows, names, distance):
   head = "".join(_tag("th", k) for k in _header(rows, names))
-  variants = _has_variants(rows)
   out = ["<table>", f"<thead><tr>{head}</tr></thead>"]
   for _, group in itertools.groupby(rows, _group):
     out.append("<tbody>")
     for row in group:
-      texts = _texts(row, names, distance, "<strong>{}</strong>", variants)
+      texts = _texts(row, names, distance, "<strong>{}</strong>", rows)
       out.append(f"<tr>{''.join(f'<td>{k}</td>' for k in texts)}</tr>")
     out.append("</tbody>")
   return "\n".join([*out, "</table>", _tag("p", _BOLD.format(distance))])
@@ -479,7 +587,7 @@ def _html(head, table, plots, grids, score, settings):
     out += ["<h2>Samples</h2>", _tag("p", _SAMPLES), '<div class="samples">']
     for cell in grids:
       values = [f"{k} {_number(_metric(cell, k))}" for k in (table[2], score)]
-      caption = ", ".join([f"w={_both(cell['w'])}", *values])
+      caption = ", ".join([f"w={both(cell['w'])}", *values])
       out.append(_figure(caption, _grid(cell)))
     out.append("</div>")
   body = "\n".join([*out, settings])

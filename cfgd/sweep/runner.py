@@ -14,6 +14,7 @@ from cfgd import files
 from cfgd.metrics import evaluate
 from cfgd.sampling import generate
 from cfgd.sweep import grid
+from cfgd.sweep import paper
 from cfgd.sweep import report
 from cfgd.training import loop
 
@@ -67,6 +68,7 @@ def sweep(config, workdir):
 def plan(config, workdir):
   """Return the cells of a sweep, each of them checked."""
   config_lib.validate_grids(config)
+  paper.table(config.sweep.paper)
   cells = grid.cells(config.sweep.grids, config.sampling)
   devices = jax.device_count()
   for cell in cells:
@@ -180,4 +182,5 @@ def write_report(config, workdir):
     score=config.sweep.score,
     title=config.sweep.title,
     notes=config.sweep.notes,
+    paper=config.sweep.paper,
   )

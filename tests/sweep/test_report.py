@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from cfgd.sweep import paper
 from cfgd.sweep import report
 
 # A prototype's numbers on the embedded data: w, distance, score.
@@ -235,3 +236,76 @@ def test_rewriting_gives_the_same_bytes_and_leaves_no_other_file(
     contents.append({str(p): p.read_bytes() for p in paths})
   assert contents[0] == contents[1]
   assert len(contents[0]) == 3 + 4
+
+
+@pytest.fixture
+def beside(tmp_path):
+  """A sweep of Table 1 with two finished cells, one planned, one variant."""
+  rows = [(0.1, 256, 0.0, 1.9, 50.0), (0.1, 256, 0.1, 1.5, 70.0)]
+  cells = [make_cell(tmp_path, *row) for row in rows]
+  cells.append(make_cell(tmp_path, 0.1, 256, 1.0, 9.0, 150.0))
+  cells[-1] |= {"id": "other", "variant": "classifier"}
+  for cell in cells:
+    cell["metrics"] = dict(
+      zip(("fid", "is"), cell["metrics"].values(), strict=True)
+    )
+  plan = {"id": "p0.5_T256_w4", "p_uncond": 0.5, "T": 256, "w": 4.0}
+  names = {"distance": "fid", "score": "is", "paper": "table1_imagenet64"}
+  return run(tmp_path, cells, [*cells, plan], **names)
+
+
+def test_the_papers_numbers_stand_beside_ours(beside):
+  text = (beside / "report.md").read_text()
+  assert "| fid | is | paper's fid | paper's is | seconds |" in text
+  lines = [k.split(" | ") for k in text.splitlines() if k.startswith("| 0")]
+  values = {(k[0], k[2], k[3].split(" ")[0]): k[4:] for k in lines}
+  assert values["| 0.1", "", "0"] == [
+    *("1.900", "50.000", "1.80 (+0.10)", "53.71 (-3.71)", "21.3 |"),
+  ]
+  assert values["| 0.1", "", "0.1"][2:4] == ["1.55 (-0.05)", "66.11 (+3.89)"]
+  assert values["| 0.1", "classifier", "1"][2:4] == ["", ""]
+  assert values["| 0.5", "", "4"] == ["not run", "", "21.48", "225.10", " |"]
+  assert "Table 1 \\(ImageNet" not in text
+  assert "its Table 1 (ImageNet 64x64) at the same settings" in text
+  page = Page((beside / "report.html").read_text())
+  assert "1.80 (+0.10)" in page.text
+  assert "Dashed, hollow: the paper's Table 1" in page.text
+
+
+def test_the_papers_numbers_are_columns_of_the_csv(beside):
+  text = (beside / "results.csv").read_text()
+  rows = {row["id"]: row for row in csv.DictReader(io.StringIO(text))}
+  assert rows["p0.1_T256_w0.1"]["paper_fid"] == "1.55"
+  assert rows["p0.1_T256_w0.1"]["paper_is"] == "66.11"
+  assert rows["other"]["paper_fid"] == ""
+
+
+def test_the_papers_curves_are_those_of_its_figures():
+  first, second = paper.TABLES.values()
+  lines = report.printed_curves(first, "p_uncond", {"T": 256}, "fid", "is")
+  assert [k.label for k in lines] == [
+    f"p_uncond = {p}" for p in (0.1, 0.2, 0.5)
+  ]
+  assert all(k.printed and len(k.points) == 14 for k in lines)
+  assert lines[2].points[-1].tolist() == [4.0, 225.1, 21.48]
+  lines = report.printed_curves(second, "T", {"p_uncond": 0.1}, "fid", "is")
+  assert [k.label for k in lines] == ["T = 128", "T = 256", "T = 1024"]
+  for table, axis, fixed, distance in (
+    (second, "p_uncond", {"T": 256}, "fid"),
+    (first, "p_uncond", {"T": 128}, "fid"),
+    (first, "T", {"p_uncond": 0.1}, "fd_embedded"),
+    (None, "T", {"p_uncond": 0.1}, "fid"),
+  ):
+    assert not report.printed_curves(table, axis, fixed, distance, "is")
+
+
+def test_the_papers_curve_has_our_colour_and_is_hollow_and_dashed():
+  points = np.array([[0, 8, 2], [1, 9, 1]])
+  lines = [report.Curve("a", points), report.Curve("b", points)]
+  lines.append(report.Curve("b", points + 1, printed=True))
+  (ax,) = report.frontier_figure(lines, "fid", "is", "").axes
+  ours, theirs = ax.lines[1:]
+  assert ours.get_color() == theirs.get_color() != ax.lines[0].get_color()
+  assert (ours.get_linestyle(), theirs.get_linestyle()) == ("-", "--")
+  assert theirs.get_markerfacecolor() == "white"
+  assert theirs.get_label() == "paper, b"
