@@ -40,8 +40,10 @@ def test_a_figure_has_a_panel_for_each_w_and_set_of_labels(asked, tmp_path):
   assert len({(k.seed, k.T, k.sampler) for k in asked}) == 1
   pixels = np.asarray(Image.open(path).convert("L"))
   halves = np.array_split(pixels, 2, axis=1)
-  left, right = ({*half.flat} & {10, 20, 30, 40} for half in halves)
-  assert (left, right) == ({10, 30}, {20, 40})
+  for half, greys in zip(halves, ((10, 30), (20, 40)), strict=True):
+    values, counts = np.unique(half, return_counts=True)
+    large = values[counts > 2000].tolist()  # Not the rims of letters.
+    assert large == [*greys, 255]
 
 
 def test_bad_figures_are_refused_before_sampling(asked, tmp_path):
