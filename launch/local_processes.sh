@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Run one command in several processes of this machine that train together.
+#
+#   launch/local_processes.sh --processes=2 -- \
+#     python -m experiments.train --workdir=runs/digits
+#
+# --processes=N        how many (default 2)
+# --gpus-per-process=N GPUs of each; 0: all processes run on the CPU (default)
+# --port=N             of the coordinator, process 0 (default: a free one)
+# --log-dir=DIR        a log per process (default: a new folder in /tmp)
+# --grace=SECONDS      from SIGTERM to SIGKILL for the others when one process
+#                      fails (default 10)
+# --dry-run            print the commands
+#
+# One process per GPU is not needed on one machine: without this script, one
+# process uses all GPUs. What process 0 writes is shown. If a process fails, the
+# others are ended, the end of its log is shown, and its exit code is returned;
+# 75 means that all saved and the same command goes on. Ctrl-C and SIGTERM reach
+# every process.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck source=launch/shell.sh
+source "$here/shell.sh"
+
+processes=2 gpus=0 port="" log_dir="" grace=10
+while (($#)); do
+  case "$1" in
+    --processes=*) processes="${1#*=}" ;;
+    --gpus-per-process=*) gpus="${1#*=}" ;;
+    --port=*) port="${1#*=}" ;;
+    --log-dir=*) log_dir="${1#*=}" ;;
+    --grace=*) grace="${1#*=}" ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h) usage "$0" && exit ;;
+    --) shift && break ;;
+    *) die "$1: unknown option; the command stands after --, see --help" ;;
+  esac
+  shift
+done
+require_number --processes "$processes" 1
+require_number --gpus-per-process "$gpus"
+require_number --grace "$grace"
+[[ -z "$port" ]] || require_number --port "$port" 1
+(($#)) || die "no command: give it after --, see --help"
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
+print(s.getsockname()[1])'
+}
+
+# Prints the environment of process $1, a variable per line.
+environment_of() {
+  printf '%s\n' "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" \
+    "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1"
+  if ((gpus)); then
+    printf 'CUDA_VISIBLE_DEVICES=%s\n' \
+      "$(seq -s, $(($1 * gpus)) $((($1 + 1) * gpus - 1)))"
+  else
+    printf 'JAX_PLATFORMS=cpu\n'
+  fi
+}
+
+if [[ -n "$DRY_RUN" ]]; then
+  port="${port:-8476}"
+  for ((i = 0; i < processes; i++)); do
+    mapfile -t variables < <(environment_of "$i")
+    printf '%s > %s 2>&1 &\n' "$(quote env "${variables[@]}" "$@")" \
+      "$(quote "${log_dir:-LOG_DIR}/process_$i.log")"
+  done
+  exit
+fi
+
+# shellcheck source=launch/environment.sh
+source "$here/environment.sh"
+port="${port:-$(free_port)}"
+log_dir="${log_dir:-$(mktemp -d "${TMPDIR:-/tmp}/cfgd-processes.XXXXXX")}"
+mkdir -p "$log_dir"
+pids=()
+for ((i = 0; i < processes; i++)); do
+  mapfile -t variables < <(environment_of "$i")
+  env "${variables[@]}" "$@" > "$log_dir/process_$i.log" 2>&1 &
+  pids+=("$!")
+done
+printf '%s processes, logs in %s\n' "$processes" "$log_dir" >&2
+tail -n +1 -F --pid="${pids[0]}" "$log_dir/process_0.log" 2> /dev/null &
+tail_pid=$!
+
+send_all() {
+  kill -s "$1" "${pids[@]}" 2> /dev/null || true
+}
+trap 'send_all TERM' TERM INT
+
+# Ends what still runs: a process whose peer died waits for it forever.
+end_others() {
+  local deadline=$((SECONDS + grace))
+  send_all TERM
+  while ((SECONDS < deadline)) && kill -0 "${pids[@]}" 2> /dev/null; do
+    sleep 0.2
+  done
+  send_all KILL
+}
+
+# Waits for any process; `wait` returns early when a signal is trapped.
+failed="" code=0 running=("${pids[@]}")
+while ((${#running[@]})) && [[ -z "$failed" ]]; do
+  status=0
+  wait -n -p ended "${running[@]}" || status=$?
+  [[ -n "${ended:-}" ]] || continue
+  left=()
+  for pid in "${running[@]}"; do
+    [[ "$pid" == "$ended" ]] || left+=("$pid")
+  done
+  running=("${left[@]}")
+  if ((status)); then failed="$ended" code="$status"; fi
+done
+
+if [[ -n "$failed" ]]; then
+  # After a preemption all are saving and about to end by themselves.
+  ((code == 75)) || end_others
+fi
+wait "${pids[@]}" 2> /dev/null || true
+sleep 0.2 # The last lines of process 0.
+kill "$tail_pid" 2> /dev/null || true
+if [[ -n "$failed" ]]; then
+  for ((i = 0; i < processes; i++)); do
+    [[ "${pids[i]}" == "$failed" ]] && break
+  done
+  if ((code == 75)); then
+    printf 'preempted and saved: the same command goes on\n' >&2
+  else
+    printf 'error: process %s of %s ended with code %s; the others were ended. Last lines of %s:\n' \
+      "$i" "$processes" "$code" "$log_dir/process_$i.log" >&2
+    tail -n 20 "$log_dir/process_$i.log" >&2
+  fi
+fi
+exit "$code"

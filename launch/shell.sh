@@ -1,0 +1,47 @@
+# Sourced by the scripts beside it: one-line errors, dry runs, quoting.
+# shellcheck shell=bash
+
+DRY_RUN="${DRY_RUN:-}"
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# Prints the comment at the head of a script, which is its help.
+usage() {
+  awk 'NR > 1 && !/^#/ { exit } NR > 1 && !/^#SBATCH/ { sub(/^# ?/, ""); print }' \
+    "$1"
+}
+
+# Prints words so that a shell reads them back as they are.
+quote() {
+  local word words=()
+  for word; do
+    if [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+~-]+$ ]]; then
+      words+=("$word")
+    else
+      words+=("'${word//\'/\'\\\'\'}'")
+    fi
+  done
+  printf '%s\n' "${words[*]}"
+}
+
+# Runs a command, or prints it in a dry run.
+run() {
+  if [[ -n "$DRY_RUN" ]]; then quote "$@"; else "$@"; fi
+}
+
+require() {
+  [[ -n "$2" ]] || die "$1 is missing; see --help"
+}
+
+require_number() {
+  [[ "$2" =~ ^[0-9]+$ ]] || die "$1=$2: must be a whole number"
+  ((10#$2 >= ${3:-0})) || die "$1=$2: must be at least ${3:-0}"
+}
+
+require_command() {
+  [[ -n "$DRY_RUN" ]] || command -v "$1" > /dev/null ||
+    die "$1: no such command on this machine; it is needed for ${0##*/}"
+}

@@ -1,0 +1,93 @@
+# Sourced by slurm_train.sh and slurm_sweep.sh, on the login node and in a job.
+# shellcheck shell=bash disable=SC2034
+
+max_restarts=1000
+nodes=1 gpus=8 tasks_per_node="" python="" sbatch_options=() passed=()
+config="" workdir="" shards=""
+
+# Sorts options: SLURM's, ours, and what is passed on to Python.
+parse_slurm() {
+  while (($#)); do
+    case "$1" in
+      --nodes=*) nodes="${1#*=}" ;;
+      --gpus=*) gpus="${1#*=}" ;;
+      --tasks-per-node=*) tasks_per_node="${1#*=}" ;;
+      --shards=*) shards="${1#*=}" ;;
+      --time=* | --partition=* | --account=* | --qos=* | --constraint=* | \
+        --mem=* | --cpus-per-task=* | --mail-user=* | --output=*)
+        sbatch_options+=("$1")
+        ;;
+      --sbatch=*) sbatch_options+=("${1#*=}") ;;
+      --python=*) python="${1#*=}" ;;
+      --config=*) config="${1#*=}" ;;
+      --workdir=*) workdir="${1#*=}" ;;
+      --config.*=*) passed+=("$1") ;;
+      --dry-run) DRY_RUN=1 ;;
+      *) die "$1: unknown option; see --help" ;;
+    esac
+    shift
+  done
+  require --config "$config"
+  require --workdir "$workdir"
+  require_number --nodes "$nodes" 1
+  require_number --gpus "$gpus"
+  [[ -n "$tasks_per_node" ]] || tasks_per_node="$(default_tasks)"
+  require_number --tasks-per-node "$tasks_per_node" 1
+}
+
+# On one node, one process drives all GPUs. On several, JAX takes one GPU for
+# each task that SLURM starts on a node.
+default_tasks() {
+  if ((nodes > 1 && gpus > 1)); then echo "$gpus"; else echo 1; fi
+}
+
+# Submits a script, to be run from $2, the root of the repository.
+submit() {
+  local script="$1" root="$2" options=("${@:3}")
+  ((gpus == 0)) || options+=("--gpus-per-node=$gpus")
+  require_command sbatch
+  (cd "$root" && [[ -f "$config" ]]) ||
+    die "--config=$config: no such file; paths are relative to $root"
+  run sbatch --chdir="$root" --nodes="$nodes" \
+    --ntasks-per-node="$tasks_per_node" "${options[@]}" \
+    "${sbatch_options[@]}" "$script" ${shards:+"--shards=$shards"} \
+    ${python:+"--python=$python"} --config="$config" --workdir="$workdir" \
+    "${passed[@]}"
+}
+
+find_python() {
+  if [[ -n "$python" ]]; then
+    echo "$python"
+  elif [[ -x .venv/bin/python ]]; then
+    echo .venv/bin/python
+  else
+    echo python3
+  fi
+}
+
+# Runs a module in all tasks of the job; requeues the job if it was preempted.
+#
+# Exit code 75 means saved, and to be started again. 143 is the SIGTERM itself,
+# where it came before the handler was there.
+work() {
+  local module="$1" code=0 child restarts
+  shift
+  run srun --kill-on-bad-exit=1 "$(find_python)" -m "$module" \
+    --config="$config" --workdir="$workdir" "$@" "${passed[@]}" &
+  child=$!
+  trap 'kill -TERM "$child" 2> /dev/null || true' TERM
+  wait "$child" || code=$?
+  # A trapped signal ends `wait`, not the child.
+  while kill -0 "$child" 2> /dev/null; do
+    code=0
+    wait "$child" || code=$?
+  done
+  if ((code == 75 || code == 143)); then
+    restarts="${SLURM_RESTART_COUNT:-0}"
+    ((restarts < max_restarts)) ||
+      die "restarted $restarts times; the same command goes on"
+    printf 'preempted (exit code %s): back into the queue\n' "$code" >&2
+    run scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$code"
+}

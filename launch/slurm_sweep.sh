@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=cfgd-sweep
+#SBATCH --output=slurm-%x-%A_%a.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+# Run a sweep as a SLURM array job: the cells are dealt over the shards.
+#
+#   launch/slurm_sweep.sh --config=configs/sweep_imagenet64.py --workdir=DIR \
+#     --shards=16 [--gpus=8] [--time=24:00:00] [--partition=P] [--account=A]
+#
+# --config=FILE        config of the sweep
+# --workdir=DIR        folder that all nodes see, one for all shards
+# --shards=N           jobs of the array (default 1), each on a node of its own
+# --config.X.Y=VALUE   field of the config, as often as needed
+# --gpus=N             GPUs of each shard (default 8); 0: run on CPUs
+# --python=FILE        interpreter (default: .venv/bin/python, else python3)
+# --time --partition --account --qos --constraint --mem --cpus-per-task
+# --mail-user --output sbatch's
+# --sbatch=OPTION      any other option of sbatch, as often as needed
+# --dry-run            print what would be submitted, and what a job runs
+#
+# A shard that is preempted or reaches its time limit goes back into the queue
+# and continues at its last cell. Submitting again runs what is missing.
+set -euo pipefail
+
+if [[ -n "${SLURM_JOB_ID:-}" ]]; then
+  root="$PWD" # The job's script is a copy elsewhere; it starts in the root.
+else
+  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+fi
+[[ -f "$root/launch/slurm.sh" ]] ||
+  { echo "error: $root is not the root of the repository" >&2 && exit 2; }
+# shellcheck source=launch/shell.sh
+source "$root/launch/shell.sh"
+# shellcheck source=launch/slurm.sh
+source "$root/launch/slurm.sh"
+
+case " $* " in *" --help "* | *" -h "*) usage "$0" && exit ;; esac
+parse_slurm "$@"
+shards="${shards:-1}"
+require_number --shards "$shards" 1
+((nodes == 1)) || die "--nodes=$nodes: a shard is one node; see --shards"
+if [[ -z "${SLURM_JOB_ID:-}" ]]; then
+  submit "$root/launch/slurm_sweep.sh" "$root" "--array=0-$((shards - 1))"
+  [[ -n "$DRY_RUN" ]] || exit 0
+  echo '# and the job runs:'
+fi
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
+shard="${SLURM_ARRAY_TASK_ID:-0}"
+work experiments.sweep "--shard=$shard/$shards"
