@@ -14,11 +14,15 @@ def get_config():
       # Root of all randomness in training: order, flips, noise, labels dropped.
       "seed": 0,
       "data": {
-        # Data set by name, see cfgd/data/sources.py.
+        # Data set by name: embedded, imagenet64, imagenet128, tfds:NAME,
+        # folder:PATH (class folders), idx:PATH (MNIST's four files).
         "source": "imagenet64",
+        # Where prepared sets are; '': TFDS's own, ~/tensorflow_datasets.
+        "dir": "",
         # Pixels per side after area downsampling.
         "image_size": 64,
-        # Side of the central square that is kept first; 0: the shorter side.
+        # Side of the central square that is kept first, filled up with zeros
+        # where the image is smaller; 0: the shorter side.
         "crop": 0,
         "channels": 3,
         "num_classes": 1000,

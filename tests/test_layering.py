@@ -29,7 +29,18 @@ ALLOWED = {
   "checkpoint": {"distributed"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
-  "data.sources": {"data.images", "data.embedded"},
+  "data.originals": {"data.images"},
+  "data.imagenet_archives": {"data.originals"},
+  "data.tfds_sets": {"data.images", "data.originals"},
+  "data.prepared": set(),
+  "data.catalog": {
+    *("data.images", "data.imagenet_archives", "data.originals"),
+    *("data.prepared", "data.tfds_sets"),
+  },
+  "data.prepare": {
+    *("data.catalog", "data.images", "data.prepared", "distributed"),
+  },
+  "data.sources": {"data.images", "data.embedded", "data.catalog"},
   "data.pipeline": {"data.sources", "data.images", "distributed"},
   "sweep.report": set(),
   "convert.guided_diffusion": {"diffusion"},
@@ -38,15 +49,18 @@ ALLOWED = {
   "training.steps": {"diffusion", "parametrization", "training.state"},
   "sampling.sampler": {"diffusion", "parametrization"},
   "metrics.extract": {"models.feature_net", "distributed"},
-  # L3: fronts that meet through files only.
+  # L3: fronts that meet through files only, and a builder for users of TFDS.
+  "data.imagenet": {
+    *("data.imagenet_archives", "data.prepare", "data.prepared"),
+  },
   "convert.importer": {
     *("config", "checkpoint", "convert.guided_diffusion", "models.unet"),
     "training.state",
   },
   "training.loop": {
     *("config", "checkpoint", "diffusion", "distributed"),
-    *("data.images", "data.pipeline", "data.sources", "models.unet"),
-    *("sampling.sampler", "training.state", "training.steps"),
+    *("data.images", "data.pipeline", "data.prepare", "data.sources"),
+    *("models.unet", "sampling.sampler", "training.state", "training.steps"),
     "convert.guided_diffusion",
   },
   "sampling.generate": {
