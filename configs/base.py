@@ -28,9 +28,9 @@ def get_config():
         "num_classes": 1000,
         # Mirror left to right at random.
         "flip": True,
-        # Host threads that read ahead, and batches kept ready.
-        "threads": 8,
-        "prefetch": 4,
+        # Host threads that read ahead, a batch each, and batches kept ready.
+        "threads": 4,
+        "prefetch": 8,
       },
       "model": {
         # Channels of the first level, and multiples of it per level.

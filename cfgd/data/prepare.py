@@ -30,7 +30,9 @@ from cfgd.data import prepared
 # preparation loses the shards under way.
 _MOST_SHARDS = 128
 _LEAST_IMAGES = 32
-_RECORD_OVERHEAD = 64  # bytes: label, names of the features, index
+_IMAGES_WORTH_A_PROCESS = 500
+_RECORD_OVERHEAD = 128  # bytes: label, names of the features, index
+_SHARD_OVERHEAD = 2 * 2**16  # ArrayRecord fills up its blocks
 _PROGRESS_SECONDS = 10.0
 
 
@@ -176,17 +178,24 @@ def _make(found, plan, path, image_size, crop, workers):
         missing.append((found.parts[part][starts[i] : starts[i + 1]], target))
   number = sum(len(part) for part, _ in missing)
   shape = (image_size, image_size, found.channels)
-  _check_space(half, number, shape)
+  _check_space(half, number, len(missing), shape)
   logging.info(
     "Preparing %d images as %s in %s; %d are there.",
     *(total, plan["preprocessing"], path, total - number),
   )
   shared = (shape, crop, len(found.class_names))
-  _run(missing, shared, number, workers or len(os.sched_getaffinity(0)))
+  _run(missing, shared, number, workers or _processes_for(number))
 
 
-def _check_space(half, number, shape):
+def _processes_for(number):
+  """Return one for each core, where starting them is worth it."""
+  cores = len(os.sched_getaffinity(0))
+  return max(1, min(cores, number // _IMAGES_WORTH_A_PROCESS))
+
+
+def _check_space(half, number, shards, shape):
   needed = number * (math.prod(shape) + _RECORD_OVERHEAD)
+  needed += shards * _SHARD_OVERHEAD
   free = shutil.disk_usage(half).free
   if needed > free:
     raise errors.UserError(

@@ -162,7 +162,8 @@ def _download(name, builder, manual_dir):
     raise errors.RunError(
       f"data.source='tfds:{name}': TFDS cannot download and prepare it in "
       f"{builder.data_path} ({str(error).splitlines()[0][:200]}); prepare it "
-      "where there is a network and copy it there, or use folder: or idx:"
+      "where there is a network and copy it there, or use folder:PATH or "
+      "idx:PATH"
     ) from error
 
 
