@@ -65,16 +65,12 @@ def jpegs(number):
 
 def prepare_rate(encoded, size, folder):
   """Return images per second from JPEG bytes to a shard on disk."""
-  features = prepared.features(size, 3, range(_NUM_CLASSES))
   start = time.perf_counter()
   prepared.write_shard(
     folder / f"rate-{size}",
     (
-      features.serialize_example(
-        {
-          "image": images.preprocess(images.decode(data), crop=0, size=size),
-          "label": 0,
-        }
+      prepared.serialize(
+        images.preprocess(images.decode(data), crop=0, size=size), label=0
       )
       for data in encoded
     ),
@@ -111,9 +107,7 @@ def make_set(folder, size, number):
         0, 256, (stop - start, size, size, 3), np.uint8
       )
       records = [
-        features.serialize_example(
-          {"image": array[i], "label": i % _NUM_CLASSES}
-        )
+        prepared.serialize(array[i], i % _NUM_CLASSES)
         for i in range(start, stop)
       ]
       prepared.write_shard(half / shard.name, records)

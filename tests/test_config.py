@@ -6,11 +6,12 @@ from cfgd import config as config_lib
 from cfgd import errors
 from configs import base
 from configs import embedded
+from configs import fashion_mnist
 from configs import imagenet64
 from configs import imagenet128
 from configs import sweep_embedded
 
-ALL = [base, embedded, imagenet64, imagenet128, sweep_embedded]
+ALL = [base, embedded, fashion_mnist, imagenet64, imagenet128, sweep_embedded]
 
 
 @pytest.mark.parametrize("module", ALL)

@@ -105,48 +105,61 @@ def command(source, *, image_size, crop, data_dir):
   return shlex.join(words)
 
 
-def check(source, metadata, path, *, image_size, crop, data_dir):
-  """Refuse a set that was not made as the name and the sizes say."""
-  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
-  name = name_of(source)
-  wanted = images.preprocessing_id(name, crop=crop, size=image_size)
-  found = metadata["preprocessing"]
-  found_name, _, found_how = found.partition("-")
-  # Other archives of ImageNet add their fingerprint to the name.
-  same_name = found_name.split(".")[0] if name == "imagenet" else found_name
-  if (same_name, found_how) != (name, wanted.partition("-")[2]):
-    raise errors.UserError(
-      f"{path}: was prepared as {found!r}, needed is {wanted!r}; remove it or "
-      f"choose another --data_dir, then: {command(source, **where)}"
-    )
-
-
-def open_part(source, part, *, image_size, crop, data_dir):
-  """Open a part of a prepared data set.
+def find_prepared(source, *, image_size, crop, data_dir):
+  """Look for a prepared data set.
 
   Args:
     source: data.source of the config.
-    part: "train" or "heldout".
     image_size: side of the images.
     crop: side of the central square; 0 is the shorter side.
     data_dir: folder of data sets; "" is TFDS's own.
 
   Returns:
-    prepared.Prepared.
+    (its path, its metadata or None if it is not there).
 
   Raises:
-    errors.UserError: not prepared, half-made, damaged or made in another way.
+    errors.UserError: it is damaged or was made in another way.
+  """
+  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  name, how = name_of(source), command(source, **where)
+  path = prepared.folder(name, **where)
+  metadata = prepared.read_metadata(path, command=how)
+  if metadata is not None:
+    wanted = images.preprocessing_id(name, crop=crop, size=image_size)
+    found = metadata["preprocessing"]
+    if not _same(found, wanted):
+      raise errors.UserError(
+        f"{path}: was prepared as {found!r}, needed is {wanted!r}; remove it "
+        f"or choose another --data_dir, then: {how}"
+      )
+  return path, metadata
+
+
+def _same(found, wanted):
+  """Compare ids; other archives of ImageNet add a fingerprint to the name."""
+  if wanted.startswith("imagenet-"):
+    found = re.sub(r"^imagenet\.\w+", "imagenet", found)
+  return found == wanted
+
+
+def open_part(source, part, *, image_size, crop, data_dir):
+  """Open a part of a prepared data set, "train" or "heldout".
+
+  Args and Raises: as `find_prepared`; not being there is an error here.
+
+  Returns:
+    prepared.Prepared.
   """
   where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
   _check_size(source, image_size)
-  path = prepared.folder(name_of(source), **where)
-  how = command(source, **where)
-  metadata = prepared.read_metadata(path, command=how)
+  path, metadata = find_prepared(source, **where)
   if metadata is None:
+    begun = prepared.incomplete(path).exists()
     raise errors.UserError(
-      f"data.source={source!r}: not prepared in {path}; prepare it once: {how}"
+      f"data.source={source!r}: not prepared in {path}; "
+      + ("it was begun and not finished, go on: " if begun else "do it once: ")
+      + command(source, **where)
     )
-  check(source, metadata, path, **where)
   if part not in metadata["shards"]:
     raise errors.UserError(
       f"data.source={source!r}: has no part {part!r}, only "

@@ -79,11 +79,8 @@ def prepare(
   """
   image_size = catalog.size_to_prepare(source, image_size)
   where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
-  path = prepared.folder(catalog.name_of(source), **where)
-  if path.exists():
-    command = catalog.command(source, **where)
-    metadata = prepared.read_metadata(path, command=command)
-    catalog.check(source, metadata, path, **where)
+  path, metadata = catalog.find_prepared(source, **where)
+  if metadata is not None:
     logging.info("Prepared already: %s (%s).", path, metadata["preprocessing"])
     return path
   half = prepared.incomplete(path)
@@ -183,8 +180,8 @@ def _make(found, plan, path, image_size, crop, workers):
     "Preparing %d images as %s in %s; %d are there.",
     *(total, plan["preprocessing"], path, total - number),
   )
-  shared = (shape, crop, len(found.class_names))
-  _run(missing, shared, number, workers or _processes_for(number))
+  workers = workers or _processes_for(number)
+  _run(missing, number, workers, size=image_size, crop=crop)
 
 
 def _processes_for(number):
@@ -205,12 +202,12 @@ def _check_space(half, number, shards, shape):
     )
 
 
-def _run(missing, shared, number, workers):
+def _run(missing, number, workers, **how):
   """Write shards in processes, and say how far it is."""
   progress = _Progress(number)
   if workers == 1 or len(missing) <= 1:
     for part, target in missing:
-      progress(_write(part, target, *shared))
+      progress(_write(part, target, **how))
     return
   # Started afresh: JAX's threads do not survive a fork.
   with concurrent.futures.ProcessPoolExecutor(
@@ -219,11 +216,16 @@ def _run(missing, shared, number, workers):
     initializer=_end_with_parent,
   ) as pool:
     running = [
-      pool.submit(_write, part, target, *shared) for part, target in missing
+      pool.submit(_write, part, target, **how) for part, target in missing
     ]
     try:
       for future in concurrent.futures.as_completed(running):
         progress(future.result())
+    except concurrent.futures.BrokenExecutor as error:
+      raise errors.RunError(
+        "a worker was ended: no memory or no space left? The same command goes "
+        "on; --workers=1 needs the least memory"
+      ) from error
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
@@ -260,20 +262,13 @@ def _end_with_parent():
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _write(part, target, shape, crop, num_classes):
+def _write(part, target, size, crop):
   """Write one shard and return its number of images; runs in a worker."""
   cv2.setNumThreads(1)
-  size, _, channels = shape
-  feature_dict = prepared.features(size, channels, range(num_classes))
   prepared.write_shard(
     target,
     (
-      feature_dict.serialize_example(
-        {
-          "image": images.preprocess(image, crop=crop, size=size),
-          "label": label,
-        }
-      )
+      prepared.serialize(images.preprocess(image, crop=crop, size=size), label)
       for image, label in part
     ),
   )

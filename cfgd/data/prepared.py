@@ -6,8 +6,10 @@ in `.incomplete` and gets its own name when it is whole; TFDS opens it, too:
 `tfds.data_source`, or `tfds.builder_from_directory` and `as_data_source`.
 """
 
+import contextlib
 import functools
 import json
+import math
 import os
 
 from array_record.python import array_record_module
@@ -69,6 +71,30 @@ def features(image_size, channels, class_names):
   )
 
 
+@functools.cache
+def _example():
+  """Return the message tf.train.Example, which TFDS has without TensorFlow."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  return tf_example_pb2.Example
+
+
+def serialize(image, label):
+  """Return the record of an image [H, W, C] uint8 and its label."""
+  example = _example()()
+  feature = example.features.feature
+  feature["image"].bytes_list.value.append(image.tobytes())
+  feature["label"].int64_list.value.append(label)
+  return example.SerializeToString()
+
+
+def _parse(record):
+  """Return (pixels, one after the other, and the label) of a record."""
+  feature = _example().FromString(record).features.feature
+  pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
+  return pixels, feature["label"].int64_list.value[0]
+
+
 def write_shard(path, records):
   """Write bytes, one record each; the file appears when it is whole."""
   temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
@@ -78,14 +104,17 @@ def write_shard(path, records):
     os.fspath(temporary), "group_size:1,uncompressed"
   )
   try:
-    for record in records:
-      writer.write(record)
-  except BaseException:
-    writer.close()
+    with contextlib.closing(writer):
+      for record in records:
+        writer.write(record)
+    temporary.replace(path)
+  except RuntimeError as error:  # the library's word for a full disk
+    raise errors.RunError(
+      f"{path}: cannot be written ({error}); the same command goes on when "
+      "that is mended"
+    ) from error
+  finally:
     temporary.unlink(missing_ok=True)
-    raise
-  writer.close()
-  temporary.replace(path)
 
 
 def count(path):
@@ -183,38 +212,30 @@ class Prepared:
     """Return {"image": [n, H, W, C] uint8, "label": [n] int32} of n indices."""
     indices = np.asarray(indices)
     images = np.empty((len(indices), *self.image_shape), np.uint8)
+    flat = images.reshape(len(indices), math.prod(self.image_shape))
     labels = np.empty(len(indices), np.int32)
     shards = np.searchsorted(self._starts, indices, side="right") - 1
     for shard in np.unique(shards):
       rows = np.flatnonzero(shards == shard)
       places = indices[rows] - self._starts[shard]
-      records = self._open(int(shard)).read(places.tolist())
+      records = self._records(int(shard), places.tolist())
       for row, record in zip(rows, records, strict=True):
-        image, labels[row] = _parse(record)
-        images[row] = image.reshape(self.image_shape)
+        flat[row], labels[row] = _parse(record)
     return {"image": images, "label": labels}
 
-  def _open(self, shard):
+  def _records(self, shard, places):
     # Readers are safe to share between threads; of two opened at once, one
     # stays.
-    if shard not in self._readers:
-      self._readers.setdefault(shard, _reader(self._paths[shard]))
-    return self._readers[shard]
-
-
-def _parse(record):
-  """Return (pixels [H W C], label) of a serialized tf.train.Example."""
-  feature = _example().FromString(record).features.feature
-  pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
-  return pixels, feature["label"].int64_list.value[0]
-
-
-@functools.cache
-def _example():
-  # Of TFDS, which brings the message without TensorFlow.
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  return tf_example_pb2.Example
+    path = self._paths[shard]
+    try:
+      if shard not in self._readers:
+        self._readers.setdefault(shard, _reader(path))
+      return self._readers[shard].read(places)
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+      raise errors.RunError(
+        f"{path}: cannot be read ({error}); if it is damaged, remove the set "
+        "and prepare it again"
+      ) from error
 
 
 def read_metadata(path, *, command):
@@ -228,14 +249,9 @@ def read_metadata(path, *, command):
     The metadata, or None if there is no such set.
 
   Raises:
-    errors.UserError: it is half-made, or files of it are missing.
+    errors.UserError: files of it are missing or cut short.
   """
   if not path.exists():
-    if incomplete(path).exists():
-      raise errors.UserError(
-        f"{incomplete(path)}: the preparation was not finished; the same "
-        f"command again goes on: {command}"
-      )
     return None
   again = f"remove {path} and prepare it again: {command}"
   try:
