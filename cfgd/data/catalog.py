@@ -179,6 +179,8 @@ def _check_size(source, image_size):
 
 def size_to_prepare(source, image_size):
   """Return the side of the images from what was asked for and the name."""
+  if source == "embedded":
+    raise errors.UserError("--dataset=embedded: needs no preparation")
   named = image_size_of(source)
   if not named and image_size < 1:
     raise errors.UserError(

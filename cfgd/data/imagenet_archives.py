@@ -86,14 +86,13 @@ def find(manual_dir, *, allow_other, verified):
   }
   for part, members in parts.items():
     _check_count(part, places[part], len(members), allow_other)
-  official = not allow_other
-  print_ = originals.fingerprint(parts)
+  mark = originals.fingerprint(parts)
   return originals.Originals(
-    name="imagenet" if official else f"imagenet.{print_}",
+    name=f"imagenet.{mark}" if allow_other else "imagenet",
     class_names=synsets(),
     channels=3,
     parts=parts,
-    fingerprint=print_,
+    fingerprint=mark,
   )
 
 
@@ -184,7 +183,7 @@ def _train_members(path, *, whole):
   labels = {name: label for label, name in enumerate(synsets())}
   with path.open("rb") as file:
     for synset in _members(file, path, 0, path.stat().length, whole):
-      name = synset.name.removesuffix(".tar")
+      name = os.path.basename(synset.name).removesuffix(".tar")
       if name not in labels:
         raise errors.UserError(
           f"{path}: {synset.name} is none of the 1,000 synsets; this is not "

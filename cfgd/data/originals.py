@@ -11,7 +11,9 @@ import gzip
 import hashlib
 import os
 import re
+import time
 
+from absl import logging
 from etils import epath
 import numpy as np
 
@@ -23,6 +25,7 @@ _PARTS = {
   "train": ("train", "training"),
   "heldout": ("heldout", "test", "val", "validation"),
 }
+_PROGRESS_SECONDS = 15.0
 _IDX_FILES = {"train": "train", "heldout": "t10k"}  # of MNIST and its kin
 _IDX_KINDS = ("images-idx3", "labels-idx1")
 
@@ -104,7 +107,7 @@ def _opened(path):
 
 def members(root, rows):
   """Return `Members` of rows (name, offset or None, bytes, label)."""
-  rows = list(rows)
+  rows = list(_with_progress(root, rows))
   names, offsets, sizes, labels = zip(*rows, strict=True) if rows else [()] * 4
   return Members(
     root=os.fspath(root),
@@ -113,6 +116,15 @@ def members(root, rows):
     sizes=np.array(sizes, np.int64),
     labels=np.array(labels, np.int32),
   )
+
+
+def _with_progress(root, rows):
+  said = time.monotonic()
+  for number, row in enumerate(rows):
+    if time.monotonic() - said > _PROGRESS_SECONDS:
+      said = time.monotonic()
+      logging.info("Listing %s: %d images so far.", root, number)
+    yield row
 
 
 def fingerprint(parts):
@@ -188,13 +200,13 @@ def find_folder(path):
       "PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg"
     )
   parts = {part: list_folder(p, class_names) for part, p in places.items()}
-  print_ = fingerprint(parts)
+  mark = fingerprint(parts)
   return Originals(
-    name=f"folder.{word(folder.name)}.{print_}",
+    name=f"folder.{word(folder.name)}.{mark}",
     class_names=class_names,
     channels=3,
     parts=parts,
-    fingerprint=print_,
+    fingerprint=mark,
   )
 
 
@@ -273,13 +285,13 @@ def find_idx(path):
     digest.update(labels.tobytes())
     digest.update(pictures.tobytes())
   classes = int(_read_idx(parts["train"].labels).max()) + 1
-  print_ = digest.hexdigest()[:8]
+  mark = digest.hexdigest()[:8]
   return Originals(
-    name=f"idx.{word(folder.name)}.{print_}",
+    name=f"idx.{word(folder.name)}.{mark}",
     class_names=tuple(map(str, range(classes))),
     channels=1,
     parts=parts,
-    fingerprint=print_,
+    fingerprint=mark,
   )
 
 

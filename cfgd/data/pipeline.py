@@ -17,7 +17,7 @@ from cfgd import distributed
 from cfgd.data import images
 
 
-@functools.lru_cache(maxsize=4)  # a batch may touch the next epoch
+@functools.lru_cache(maxsize=2)  # a batch may touch the next epoch
 def _epoch(seed, epoch, number):
   """Return (order of the examples, which of them are mirrored)."""
   rng = np.random.default_rng((seed, epoch))
