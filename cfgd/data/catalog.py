@@ -15,7 +15,8 @@ from cfgd.data import prepared
 from cfgd.data import tfds_sets
 
 _IMAGENET = re.compile(r"imagenet([1-9]\d*)")
-KNOWN = "imagenet64, imagenet128, tfds:NAME, folder:PATH, idx:PATH"
+_FINDERS = {"folder": originals.find_folder, "idx": originals.find_idx}
+_KNOWN = "embedded, imagenet64, imagenet128, tfds:NAME, folder:PATH, idx:PATH"
 
 
 def _split(source):
@@ -24,9 +25,9 @@ def _split(source):
   if match:
     return "imagenet", int(match[1])
   kind, colon, rest = source.partition(":")
-  if kind not in ("tfds", "folder", "idx") or not colon or not rest:
+  if kind not in ("tfds", *_FINDERS) or not colon or not rest:
     raise errors.UserError(
-      f"data.source={source!r}: no such data set; known: embedded, {KNOWN}"
+      f"data.source={source!r}: no such data set; known: {_KNOWN}"
     )
   return kind, rest
 
@@ -52,9 +53,7 @@ def name_of(source):
     return kind
   if kind == "tfds":
     return tfds_sets.name_of(rest)
-  return {"folder": originals.find_folder, "idx": originals.find_idx}[kind](
-    rest
-  ).name
+  return _FINDERS[kind](rest).name
 
 
 def find(source, *, data_dir, manual_dir, allow_other, verified):
@@ -85,9 +84,7 @@ def find(source, *, data_dir, manual_dir, allow_other, verified):
       data_dir=os.fspath(prepared.data_home(data_dir)),
       manual_dir=manual_dir,
     )
-  return {"folder": originals.find_folder, "idx": originals.find_idx}[kind](
-    rest
-  )
+  return _FINDERS[kind](rest)
 
 
 def command(source, *, image_size, crop, data_dir):

@@ -35,6 +35,9 @@ class ImagenetArea(tfds.core.GeneratorBasedBuilder):
     AreaConfig(name=f"{size}x{size}", image_size=size) for size in (64, 128)
   )
 
+  def __init__(self, *, file_format="array_record", **arguments):
+    super().__init__(file_format=file_format, **arguments)
+
   def _info(self):
     return tfds.core.DatasetInfo(
       builder=self,
@@ -49,6 +52,8 @@ class ImagenetArea(tfds.core.GeneratorBasedBuilder):
   ):
     """Prepare the set with all cores, or go on after a kill."""
     del download_dir, unused
+    if self.is_prepared():
+      return
     prepare.prepare(
       f"imagenet{self.builder_config.image_size}",
       image_size=0,

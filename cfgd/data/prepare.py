@@ -7,6 +7,7 @@ the missing ones. The set gets its name when all have been counted.
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import math
@@ -80,23 +81,36 @@ def prepare(
   image_size = catalog.size_to_prepare(source, image_size)
   where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
   path, metadata = catalog.find_prepared(source, **where)
+  half = prepared.incomplete(path)
+  find = functools.partial(
+    catalog.find,
+    source,
+    data_dir=data_dir,
+    manual_dir=manual_dir,
+    allow_other=allow_other,
+    verified=half / "verified.json",
+  )
   if metadata is not None:
+    if metadata["preprocessing"].startswith("imagenet."):
+      _check_others(path, metadata, find, allow_other)
     logging.info("Prepared already: %s (%s).", path, metadata["preprocessing"])
     return path
-  half = prepared.incomplete(path)
   with _alone(half):
-    found = catalog.find(
-      source,
-      data_dir=data_dir,
-      manual_dir=manual_dir,
-      allow_other=allow_other,
-      verified=half / "verified.json",
-    )
+    found = find()
     plan = _plan(found, crop, image_size)
     _claim(half, plan)
     _make(found, plan, path, image_size, crop, workers)
     _finish(found, plan, path, image_size)
   return path
+
+
+def _check_others(path, metadata, find, allow_other):
+  """Do not take a set of some archives for that of others."""
+  if not allow_other or find().fingerprint != metadata["originals"]:
+    raise errors.UserError(
+      f"{path}: was prepared from other archives of ImageNet's structure "
+      f"({metadata['preprocessing']}); remove it or choose another --data_dir"
+    )
 
 
 @contextlib.contextmanager

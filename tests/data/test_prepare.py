@@ -20,6 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cfgd import errors
+from cfgd.data import imagenet  # noqa: F401, makes its builder known
 from cfgd.data import imagenet_archives
 from cfgd.data import pipeline
 from cfgd.data import prepare
@@ -134,22 +135,29 @@ def examples(batch):
 
 
 def test_tfds_reads_the_set(data_dir):
-  from cfgd.data import imagenet
-
-  builder = imagenet.ImagenetArea(config="64x64", data_dir=data_dir)
-  assert builder.info.features["image"].shape == (64, 64, 3)
   path = data_dir / f"imagenet_area/{SIZE}x{SIZE}/1.0.0"
   builder = tfds.builder_from_directory(path)
-  theirs, ours = (
-    builder.as_data_source("train"),
-    load(f"imagenet{SIZE}", data_dir),
-  )
+  theirs = builder.as_data_source("train")
+  ours = load(f"imagenet{SIZE}", data_dir)
   assert len(theirs) == len(ours) == TRAIN
   for i in (0, 41, TRAIN - 1):
     np.testing.assert_array_equal(theirs[i]["image"], ours[i]["image"])
     assert theirs[i]["label"] == ours[i]["label"]
   assert builder.info.metadata["preprocessing"] == ours.preprocessing
   assert builder.info.features["label"].int2str(999) == "n15075141"
+
+
+def test_the_builder_prepares_and_reads(tmp_path, archives, monkeypatch):
+  official(monkeypatch, archives)
+  builder = tfds.builder("imagenet_area/64x64", data_dir=tmp_path)
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=archives)
+  )
+  theirs = tfds.data_source(
+    "imagenet_area/64x64", split="heldout", data_dir=tmp_path
+  )
+  ours = load("imagenet64", tmp_path, "heldout", image_size=64)
+  np.testing.assert_array_equal(theirs[3]["image"], ours[3]["image"])
 
 
 KILLED = """
@@ -285,6 +293,17 @@ def test_damaged_archives_are_named(tmp_path, archives, change, words):
     run_imagenet(tmp_path / "data", tmp_path / "damaged")
   with pytest.raises(errors.UserError, match=r"not prepared|not finished"):
     load(f"imagenet{SIZE}", tmp_path / "data")
+
+
+def test_a_set_of_other_archives_is_not_taken_for_these(
+  tmp_path, archives, data_dir
+):
+  path = run_imagenet(data_dir, archives)  # the same: nothing to do
+  assert path.exists()
+  imagenet_like.write(tmp_path, train=64)
+  for changes in ({}, {"allow_other": False}):
+    with pytest.raises(errors.UserError, match="prepared from other archives"):
+      run_imagenet(data_dir, tmp_path, **changes)
 
 
 def test_other_originals_do_not_go_on(tmp_path, archives):
