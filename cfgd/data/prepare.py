@@ -250,11 +250,13 @@ class _Progress:
 
   def __init__(self, total):
     self._total, self._done = total, 0
-    self._start = self._said = time.monotonic()
+    self._start, self._said = time.monotonic(), None
 
   def __call__(self, number):
     self._done += number
     now = time.monotonic()
+    if self._said is None:  # too early for a rate: workers have just started
+      self._said = now
     if now - self._said < _PROGRESS_SECONDS and self._done < self._total:
       return
     self._said = now
