@@ -16,7 +16,7 @@ from cfgd import files
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 # Fields that may change between two calls on one workdir.
 _FREE = {
-  "data": ("threads", "prefetch"),
+  "data": ("dir", "threads", "prefetch"),
   "model": ("remat",),
   "train": (
     "steps",
@@ -560,6 +560,7 @@ def source_arguments(config):
     "image_size": data.image_size,
     "channels": data.channels,
     "num_classes": data.num_classes,
+    "data_dir": data.dir,
   }
 
 

@@ -17,19 +17,23 @@ def get_config():
       # Root of all randomness in training: order, flips, noise, labels dropped.
       "seed": 0,
       "data": {
-        # Data set by name, see cfgd/data/sources.py.
+        # Data set by name: embedded, imagenet64, imagenet128, tfds:NAME,
+        # folder:PATH (class folders), idx:PATH (MNIST's four files).
         "source": "imagenet64",
+        # Where prepared sets are; '': TFDS's own, ~/tensorflow_datasets.
+        "dir": "",
         # Pixels per side after area downsampling.
         "image_size": 64,
-        # Side of the central square that is kept first; 0: the shorter side.
+        # Side of the central square that is kept first, filled up with zeros
+        # where the image is smaller; 0: the shorter side.
         "crop": 0,
         "channels": 3,
         "num_classes": 1000,
         # Mirror left to right at random.
         "flip": True,
-        # Host threads that read ahead, and batches kept ready.
-        "threads": 8,
-        "prefetch": 4,
+        # Host threads that read ahead, a batch each, and batches kept ready.
+        "threads": 4,
+        "prefetch": 8,
       },
       "model": {
         # Channels of the first level, and multiples of it per level.

@@ -30,7 +30,18 @@ ALLOWED = {
   "checkpoint": {"distributed"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
-  "data.sources": {"data.images", "data.embedded"},
+  "data.originals": {"data.images"},
+  "data.imagenet_archives": {"data.originals"},
+  "data.tfds_sets": {"data.images", "data.originals"},
+  "data.prepared": set(),
+  "data.catalog": {
+    *("data.images", "data.imagenet_archives", "data.originals"),
+    *("data.prepared", "data.tfds_sets"),
+  },
+  "data.prepare": {
+    *("data.catalog", "data.images", "data.prepared", "distributed"),
+  },
+  "data.sources": {"data.images", "data.embedded", "data.catalog"},
   "data.pipeline": {"data.sources", "data.images", "distributed"},
   "sweep.report": set(),
   "convert.guided_diffusion": {"diffusion"},
@@ -42,7 +53,10 @@ ALLOWED = {
   "training.steps": {"training.state"},
   "sampling.sampler": {"diffusion", "guidance", "parametrization"},
   "metrics.extract": {"models.feature_net", "distributed"},
-  # L3: fronts that meet through files only.
+  # L3: fronts that meet through files only, and a builder for users of TFDS.
+  "data.imagenet": {
+    *("data.imagenet_archives", "data.prepare", "data.prepared"),
+  },
   "convert.importer": {
     *("config", "checkpoint", "convert.guided_diffusion", "networks"),
     "training.state",
@@ -53,7 +67,8 @@ ALLOWED = {
   },
   "training.loop": {
     *("config", "checkpoint", "distributed", "networks"),
-    *("data.pipeline", "data.sources", "convert.guided_diffusion"),
+    *("data.pipeline", "data.prepare", "data.sources"),
+    "convert.guided_diffusion",
     *("training.state", "training.steps", "training.tasks"),
   },
   "sampling.second": {"config", "checkpoint", "networks"},
