@@ -29,6 +29,8 @@ _FREE = {
 }
 _FREE_SECTIONS = ("sampling", "metrics", "sweep")
 SAMPLERS = ("ancestral", "ddim")
+FEATURE_NETWORKS = ("inception", "embedded")
+PROTOCOLS = ("adm", "pytorch_fid")
 _DTYPES = ("float32", "bfloat16")
 TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
 
@@ -217,6 +219,8 @@ def validate_sampling(config):
   sampling = config.sampling
   _one_of(config, "sampling.sampler", SAMPLERS)
   _one_of(config, "sampling.weights", ("ema", "raw"))
+  _one_of(config, "metrics.feature_network", FEATURE_NETWORKS)
+  _one_of(config, "metrics.protocol", PROTOCOLS)
   _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
   _validate_w("sampling.w", sampling.w, config.diffusion.p_uncond)
   _between(config, "sampling.v", 0, 1)
@@ -226,12 +230,22 @@ def validate_sampling(config):
     "sampling.batch_size",
     "sampling.chunk_size",
     "metrics.batch_size",
+    "metrics.min_images",
+    "metrics.chunk_size",
+    "metrics.inception_batch_size",
     "metrics.neighbours",
     "metrics.num_splits",
     "metrics.feature_net.width",
     "metrics.feature_net.num_features",
     "metrics.feature_net.steps",
     "metrics.feature_net.batch_size",
+  )
+  metrics = config.metrics
+  _require(
+    metrics.reference_features > metrics.neighbours,
+    "metrics.reference_features",
+    metrics.reference_features,
+    f"must be above metrics.neighbours={metrics.neighbours}",
   )
   _require(
     sampling.checkpoint_step >= -1,
