@@ -133,7 +133,7 @@ def get_config():
         "min_images": 2_048,
         # Images per part that is kept when a run is killed, and per device and
         # call.
-        "chunk_size": 1_000,
+        "chunk_size": 1_024,
         "inception_batch_size": 32,
         # Of weights, and of statistics that are made where they are missing.
         "cache_dir": "~/.cache/cfgd",
