@@ -90,17 +90,18 @@ def _fetch(path):
   failures = []
   for address in ADDRESSES:
     logging.info("Fetching %s.", address)
+    host = "/".join(address.split("/")[2:5])
     try:
       with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as reply:
         data = reply.read()
     except OSError as error:
-      failures.append(f"{address.split('/')[2]}: {error}")
+      failures.append(f"{host}: {error}")
       continue
     found = hashlib.sha256(data).hexdigest()
     if found == SHA256:
       files.write_atomic(path, data)
       return
-    failures.append(f"{address}: SHA-256 {found[:8]}..., not {SHA256[:8]}...")
+    failures.append(f"{host}: SHA-256 {found[:8]}..., not {SHA256[:8]}...")
   raise errors.UserError(
     f"Inception weights: not in {path.parent} and not to be fetched from here "
     f"({'; '.join(failures)}): {_GET_IT}"

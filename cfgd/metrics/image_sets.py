@@ -204,7 +204,7 @@ class FileImages:
     self.name = str(folder)
     self._paths = sorted(
       path
-      for path in epath.Path(folder).rglob("*")
+      for path in _walk(epath.Path(folder))
       if path.suffix.lower() in _SUFFIXES
     )
     if not self._paths:
@@ -238,6 +238,14 @@ class FileImages:
     for path in self._paths:
       digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _walk(folder):
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _walk(path)
+    else:
+      yield path
 
 
 def _opened(path, file):
