@@ -144,7 +144,7 @@ def convert(state, *, path):
   Raises:
     errors.UserError: a key, a shape or a number is not as it should be.
   """
-  shapes = _torch_shapes()
+  shapes = torch_shapes()
   guided_diffusion.check_keys(state, shapes, path)
   for key, shape in shapes.items():
     guided_diffusion.check_shape(key, state[key].shape, shape, path)
@@ -170,7 +170,7 @@ def _layers():
       yield path[:-1], leaf.shape
 
 
-def _torch_shapes():
+def torch_shapes():
   """Return {key: shape} of the published state dict."""
   shapes = {}
   for layer, (*space, inputs, outputs) in _layers():

@@ -42,13 +42,13 @@ class Reference:
 
   @functools.cached_property
   def root(self):
-    """Root of the covariance, computed once for many sets of samples."""
-    return scores.symmetric_root(self.statistics[1])
+    """Factor of the covariance, computed once for many sets of samples."""
+    return scores.factor(self.statistics[1])
 
   @functools.cached_property
   def spatial_root(self):
     """The same of the spatial features."""
-    return scores.symmetric_root(self.spatial[1])
+    return scores.factor(self.spatial[1])
 
 
 def from_collected(collected, about):

@@ -67,7 +67,7 @@ def test_weights_are_converted_once(saved, tmp_path, monkeypatch):
 
 
 def test_layouts():
-  shapes = inception_weights._torch_shapes()
+  shapes = inception_weights.torch_shapes()
   state = {k: np.full(s, 0.5, np.float32) for k, s in shapes.items()}
   numbers = np.arange(32 * 27, dtype=np.float32).reshape(32, 3, 3, 3)
   state[GOOD] = numbers

@@ -259,7 +259,7 @@ def test_foreign_statistics(config, samples, tmp_path):
   with pytest.raises(errors.UserError, match=r"are \(3,\) and \(3, 3\); need"):
     fid.evaluate(config, samples, str(tmp_path / "wrong.npz"))
   np.savez(tmp_path / "half.npz", mu=np.zeros(FEATURES))
-  with pytest.raises(errors.UserError, match="not an .npz of statistics"):
+  with pytest.raises(errors.UserError, match=r"not an \.npz of statistics"):
     fid.evaluate(config, samples, str(tmp_path / "half.npz"))
 
 
