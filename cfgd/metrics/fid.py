@@ -285,7 +285,7 @@ def _reference_images(config, reference):
   else:
     raise errors.UserError(
       f"reference {reference}: no such file, and not the data.source of "
-      f"--config, '{config.data.source}'"
+      f"--config, '{config.data.source}' (for a data set add its --config)"
     )
   metrics = config.metrics
   _check_images(images, max(metrics.min_images, metrics.neighbours + 1))

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import zipfile
+import zlib
 
 from etils import epath
 import numpy as np
@@ -92,6 +93,16 @@ class NpzImages:
     if not self._whole[0]:
       raise errors.UserError(f"{path}: arr_0 has no images")
     self.shape = self._whole[1:]
+    self._check_sum()
+
+  def _check_sum(self):
+    """Read all of it, since a damaged part is else found after hours."""
+    try:
+      while self._file.read(_BLOCK_BYTES):
+        pass
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+      raise unreadable(self._path, error) from error
+    self._position = None
 
   def _open(self):
     """Go to the first image."""
@@ -130,7 +141,7 @@ class NpzImages:
         self._read(step * image_bytes)
         self._position += step
       data = self._read((stop - start) * image_bytes)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
       raise unreadable(self._path, error) from error
     self._position = stop
     return np.frombuffer(data, np.uint8).reshape(-1, *self.shape)
