@@ -81,7 +81,9 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
     sums = _plus(sums, [_moments(features), _moments(spatial)])
     _write_sums(folder / part, number, sums)
   distributed.barrier("features")
-  return _assemble(folder, starts)
+  collected = _assemble(folder, starts)
+  distributed.barrier("features read")  # before anyone deletes them
+  return collected
 
 
 class _Span:
