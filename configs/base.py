@@ -153,13 +153,34 @@ def get_config():
         "checkpoint_step": -1,
       },
       "metrics": {
+        # By what samples are scored: inception (FID, IS), or embedded (a small
+        # classifier that is trained on the embedded data).
+        "feature_network": "inception",
+        # How images reach Inception, and its logits: adm (TensorFlow's graph,
+        # as the paper and ADM) or pytorch_fid.
+        "protocol": "adm",
+        # Its weights, a .pth; '': fetched into cache_dir once.
+        "inception": "",
+        # Statistics or images to compare with; '': data.source.
+        "reference": "",
+        # Images of a reference whose features are kept, for precision, recall
+        # and KID.
+        "reference_features": 10_000,
+        # Fewer images have no FID: 2048 features need as many.
+        "min_images": 2_048,
+        # Images per part that is kept when a run is killed, and per device and
+        # call.
+        "chunk_size": 1_024,
+        "inception_batch_size": 32,
+        # Of weights, and of statistics that are made where they are missing.
+        "cache_dir": "~/.cache/cfgd",
         # Splits of the Inception-style score.
         "num_splits": 10,
         # Neighbours of precision and recall.
         "neighbours": 3,
-        # Images per device and call.
+        # Images per device and call of the embedded data's network.
         "batch_size": 250,
-        # Where the feature network of the embedded data is; '': in the workdir.
+        # Where that network is; '': in the workdir.
         "feature_dir": "",
         # How it is trained where it is missing.
         "feature_net": {

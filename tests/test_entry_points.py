@@ -127,6 +127,7 @@ def test_sample_and_evaluate(trained):
     ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),
     ("invalid literal", "sample", ["--config.sampling.T=abc"]),
     ("no such file", "evaluate", ["--samples=none.npz"]),
+    ("give --workdir", "evaluate", ["--reference=none.npz"]),
   ],
 )
 def test_mistakes_end_in_one_line(trained, words, name, more):

@@ -24,6 +24,7 @@ ALLOWED = {
   "training.state": set(),
   "sampling.store": set(),
   "metrics.scores": set(),
+  "metrics.inception": set(),
   "sweep.grid": set(),
   # L1
   "guidance": {"diffusion"},
@@ -45,14 +46,23 @@ ALLOWED = {
   "data.pipeline": {"data.sources", "data.images", "distributed"},
   "sweep.report": set(),
   "convert.guided_diffusion": {"diffusion"},
+  "metrics.image_sets": {"sampling.store"},
+  "metrics.references": {
+    *("metrics.image_sets", "metrics.inception", "metrics.scores"),
+  },
   # L2
+  "convert.inception": {"convert.guided_diffusion", "metrics.inception"},
   "toy": {"diffusion"},
   "parametrization": {"diffusion", "convert.guided_diffusion"},
   "networks": {"config", "models.classifier", "models.unet"},
   "training.losses": {"diffusion", "parametrization"},
   "training.steps": {"training.state"},
   "sampling.sampler": {"diffusion", "guidance", "parametrization"},
-  "metrics.extract": {"models.feature_net", "distributed"},
+  "metrics.extract": {"distributed"},
+  "metrics.collect": {
+    *("distributed", "metrics.extract", "metrics.image_sets"),
+    "metrics.scores",
+  },
   # L3: fronts that meet through files only, and a builder for users of TFDS.
   "data.imagenet": {
     *("data.imagenet_archives", "data.prepare", "data.prepared"),
@@ -81,9 +91,15 @@ ALLOWED = {
     *("distributed", "data.pipeline", "metrics.extract"),
     *("models.feature_net", "training.state", "training.steps"),
   },
+  "metrics.fid": {
+    *("config", "distributed", "convert.inception", "data.sources"),
+    *("metrics.collect", "metrics.image_sets", "metrics.inception"),
+    *("metrics.references", "metrics.scores"),
+  },
   "metrics.evaluate": {
     *("config", "distributed", "data.sources", "metrics.extract"),
-    *("metrics.feature_training", "metrics.scores"),
+    *("metrics.feature_training", "metrics.fid", "metrics.image_sets"),
+    "metrics.scores",
   },
   # L4
   "sweep.planner": {"config", "diffusion", "networks"},
@@ -92,7 +108,7 @@ ALLOWED = {
     *("training.loop", "sampling.generate", "metrics.evaluate"),
   },
 }
-LAST_LIGHT_LEVEL = "metrics.extract"  # of L2
+LAST_LIGHT_LEVEL = "metrics.collect"  # of L2
 HEAVY = {"tensorflow", "torch", "tensorflow_datasets", "clu"}
 
 
