@@ -6,6 +6,7 @@ import setuptools
 # 3.13 (JAX 0.12).
 _REQUIRED = [
   "absl-py>=2.1",
+  "array_record>=0.8",
   "clu>=0.0.12",
   "etils[epath]>=1.9",
   "flax>=0.12",

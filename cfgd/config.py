@@ -16,7 +16,7 @@ from cfgd import files
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 # Fields that may change between two calls on one workdir.
 _FREE = {
-  "data": ("threads", "prefetch"),
+  "data": ("dir", "threads", "prefetch"),
   "model": ("remat",),
   "train": (
     "steps",
@@ -39,6 +39,8 @@ _BY_CLASSIFIER = ("classifier", "classifier_null", "cfg+classifier", "marginal")
 _BY_NULL = ("cfg", "classifier_null", "cfg+classifier")
 GUIDANCES = ("none", "cfg", "auto", *_BY_CLASSIFIER)
 _DECAYS = ("cosine", "linear")
+FEATURE_NETWORKS = ("inception", "embedded")
+PROTOCOLS = ("adm", "pytorch_fid")
 _DTYPES = ("float32", "bfloat16")
 TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
 
@@ -267,6 +269,8 @@ def validate_sampling(config):
   sampling = config.sampling
   _one_of(config, "sampling.sampler", SAMPLERS)
   _one_of(config, "sampling.weights", ("ema", "raw"))
+  _one_of(config, "metrics.feature_network", FEATURE_NETWORKS)
+  _one_of(config, "metrics.protocol", PROTOCOLS)
   _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
   _validate_guidance(config)
   _between(config, "sampling.v", 0, 1)
@@ -276,12 +280,22 @@ def validate_sampling(config):
     "sampling.batch_size",
     "sampling.chunk_size",
     "metrics.batch_size",
+    "metrics.min_images",
+    "metrics.chunk_size",
+    "metrics.inception_batch_size",
     "metrics.neighbours",
     "metrics.num_splits",
     "metrics.feature_net.width",
     "metrics.feature_net.num_features",
     "metrics.feature_net.steps",
     "metrics.feature_net.batch_size",
+  )
+  metrics = config.metrics
+  _require(
+    metrics.reference_features > metrics.neighbours,
+    "metrics.reference_features",
+    metrics.reference_features,
+    f"must be above metrics.neighbours={metrics.neighbours}",
   )
   _require(
     sampling.checkpoint_step >= -1,
@@ -560,6 +574,7 @@ def source_arguments(config):
     "image_size": data.image_size,
     "channels": data.channels,
     "num_classes": data.num_classes,
+    "data_dir": data.dir,
   }
 
 

@@ -17,19 +17,23 @@ def get_config():
       # Root of all randomness in training: order, flips, noise, labels dropped.
       "seed": 0,
       "data": {
-        # Data set by name, see cfgd/data/sources.py.
+        # Data set by name: embedded, imagenet64, imagenet128, tfds:NAME,
+        # folder:PATH (class folders), idx:PATH (MNIST's four files).
         "source": "imagenet64",
+        # Where prepared sets are; '': TFDS's own, ~/tensorflow_datasets.
+        "dir": "",
         # Pixels per side after area downsampling.
         "image_size": 64,
-        # Side of the central square that is kept first; 0: the shorter side.
+        # Side of the central square that is kept first, filled up with zeros
+        # where the image is smaller; 0: the shorter side.
         "crop": 0,
         "channels": 3,
         "num_classes": 1000,
         # Mirror left to right at random.
         "flip": True,
-        # Host threads that read ahead, and batches kept ready.
-        "threads": 8,
-        "prefetch": 4,
+        # Host threads that read ahead, a batch each, and batches kept ready.
+        "threads": 4,
+        "prefetch": 8,
       },
       "model": {
         # Channels of the first level, and multiples of it per level.
@@ -149,13 +153,34 @@ def get_config():
         "checkpoint_step": -1,
       },
       "metrics": {
+        # By what samples are scored: inception (FID, IS), or embedded (a small
+        # classifier that is trained on the embedded data).
+        "feature_network": "inception",
+        # How images reach Inception, and its logits: adm (TensorFlow's graph,
+        # as the paper and ADM) or pytorch_fid.
+        "protocol": "adm",
+        # Its weights, a .pth; '': fetched into cache_dir once.
+        "inception": "",
+        # Statistics or images to compare with; '': data.source.
+        "reference": "",
+        # Images of a reference whose features are kept, for precision, recall
+        # and KID.
+        "reference_features": 10_000,
+        # Fewer images have no FID: 2048 features need as many.
+        "min_images": 2_048,
+        # Images per part that is kept when a run is killed, and per device and
+        # call.
+        "chunk_size": 1_024,
+        "inception_batch_size": 32,
+        # Of weights, and of statistics that are made where they are missing.
+        "cache_dir": "~/.cache/cfgd",
         # Splits of the Inception-style score.
         "num_splits": 10,
         # Neighbours of precision and recall.
         "neighbours": 3,
-        # Images per device and call.
+        # Images per device and call of the embedded data's network.
         "batch_size": 250,
-        # Where the feature network of the embedded data is; '': in the workdir.
+        # Where that network is; '': in the workdir.
         "feature_dir": "",
         # How it is trained where it is missing.
         "feature_net": {

@@ -1,30 +1,58 @@
 """Score samples.
 
   python -m experiments.evaluate --config=configs/embedded.py --workdir=DIR
-      --config.sampling.w=0.3 [--samples=PATH.npz]
+      --config.sampling.w=0.3 [--samples=PATH]
 
-Without --samples, scores the samples that `experiments.sample` makes with the
-same flags, making what is missing. Prints the metrics as JSON.
+scores the samples that `experiments.sample` makes with the same flags, making
+what is missing, by the config's feature network.
+
+  python -m experiments.evaluate --samples=PATH[,PATH...] --reference=PATH
+
+computes FID, IS and the rest of any samples (.npz, folder of chunks or of
+images) against statistics, images, or the data.source of --config; several
+paths are seed blocks, and mean, std and min are given too.
+
+  python -m experiments.evaluate --reference=PATH --make_reference=FILE.npz
+
+writes such statistics. Results are printed as JSON.
 """
 
 import json
 
 from absl import flags
 
+from cfgd import errors
 from cfgd.metrics import evaluate
+from cfgd.metrics import fid
 from cfgd.sampling import generate
 from experiments import launcher
 
 _CONFIG = launcher.define_config("embedded.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SAMPLES = flags.DEFINE_string("samples", None, "An .npz with arr_0.")
-flags.mark_flag_as_required("workdir")
+_SAMPLES = flags.DEFINE_list("samples", [], "Images, by comma if several.")
+_REFERENCE = flags.DEFINE_string("reference", None, "What to compare with.")
+_MAKE = flags.DEFINE_string("make_reference", None, "File to write.")
+
+
+def _report(config, workdir, samples, reference):
+  if _MAKE.value and reference:
+    return fid.make_reference(config, reference, _MAKE.value)
+  if reference and samples:
+    return fid.evaluate_blocks(config, samples, reference)
+  if not workdir or len(samples) > 1 or reference or _MAKE.value:
+    raise errors.UserError(
+      "give --workdir (and --samples), --samples and --reference, or "
+      "--reference and --make_reference"
+    )
+  path = samples[0] if samples else generate.generate(config, workdir)
+  return evaluate.evaluate(config, workdir, path)
 
 
 def main():
   """Score and print."""
-  samples = _SAMPLES.value or generate.generate(_CONFIG.value, _WORKDIR.value)
-  report = evaluate.evaluate(_CONFIG.value, _WORKDIR.value, samples)
+  report = _report(
+    _CONFIG.value, _WORKDIR.value, _SAMPLES.value, _REFERENCE.value
+  )
   print(json.dumps(report, indent=2))
 
 

@@ -87,7 +87,8 @@ work() {
     ((restarts < max_restarts)) ||
       die "restarted $restarts times; the same command goes on"
     printf 'preempted (exit code %s): back into the queue\n' "$code" >&2
-    run scontrol requeue "$SLURM_JOB_ID"
+    # SLURM may have done it already; scontrol says so.
+    run scontrol requeue "$SLURM_JOB_ID" || true
   fi
   exit "$code"
 }

@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.data import imagenet_like
+
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
   "--config.data.image_size=4",
@@ -125,12 +127,28 @@ def test_sample_and_evaluate(trained):
     ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),
     ("invalid literal", "sample", ["--config.sampling.T=abc"]),
     ("no such file", "evaluate", ["--samples=none.npz"]),
+    ("give --workdir", "evaluate", ["--reference=none.npz"]),
   ],
 )
 def test_mistakes_end_in_one_line(trained, words, name, more):
   before = everything(trained)
   fail(words, name, f"--workdir={trained}", *TINY, *more)
   assert everything(trained) == before
+
+
+def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path):
+  archives = imagenet_like.write(tmp_path / "archives", train=4, validation=2)
+  command = (
+    "prepare_data",
+    "--dataset=imagenet4",
+    f"--manual_dir={archives}",
+    f"--data_dir={tmp_path / 'data'}",
+  )
+  fail("allow_other_archives", *command)
+  assert not list((tmp_path / "data").iterdir())
+  out, err = succeed(*command, "--allow_other_archives")
+  assert "6 of 6 images" in err
+  assert (pathlib.Path(out.strip()) / "dataset_info.json").exists()
 
 
 def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path):

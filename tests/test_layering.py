@@ -24,6 +24,7 @@ ALLOWED = {
   "training.state": set(),
   "sampling.store": set(),
   "metrics.scores": set(),
+  "metrics.inception": set(),
   "sweep.grid": set(),
   "sweep.paper": set(),
   # L1
@@ -31,19 +32,42 @@ ALLOWED = {
   "checkpoint": {"distributed"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
-  "data.sources": {"data.images", "data.embedded"},
+  "data.originals": {"data.images"},
+  "data.imagenet_archives": {"data.originals"},
+  "data.tfds_sets": {"data.images", "data.originals"},
+  "data.prepared": set(),
+  "data.catalog": {
+    *("data.images", "data.imagenet_archives", "data.originals"),
+    *("data.prepared", "data.tfds_sets"),
+  },
+  "data.prepare": {
+    *("data.catalog", "data.images", "data.prepared", "distributed"),
+  },
+  "data.sources": {"data.images", "data.embedded", "data.catalog"},
   "data.pipeline": {"data.sources", "data.images", "distributed"},
   "sweep.report": {"sweep.paper"},
   "convert.guided_diffusion": {"diffusion"},
+  "metrics.image_sets": {"sampling.store"},
+  "metrics.references": {
+    *("metrics.image_sets", "metrics.inception", "metrics.scores"),
+  },
   # L2
+  "convert.inception": {"convert.guided_diffusion", "metrics.inception"},
   "toy": {"diffusion"},
   "parametrization": {"diffusion", "convert.guided_diffusion"},
   "networks": {"config", "models.classifier", "models.unet"},
   "training.losses": {"diffusion", "parametrization"},
   "training.steps": {"training.state"},
   "sampling.sampler": {"diffusion", "guidance", "parametrization"},
-  "metrics.extract": {"models.feature_net", "distributed"},
-  # L3: fronts that meet through files only.
+  "metrics.extract": {"distributed"},
+  "metrics.collect": {
+    *("distributed", "metrics.extract", "metrics.image_sets"),
+    "metrics.scores",
+  },
+  # L3: fronts that meet through files only, and a builder for users of TFDS.
+  "data.imagenet": {
+    *("data.imagenet_archives", "data.prepare", "data.prepared"),
+  },
   "convert.importer": {
     *("config", "checkpoint", "convert.guided_diffusion", "networks"),
     "training.state",
@@ -54,7 +78,8 @@ ALLOWED = {
   },
   "training.loop": {
     *("config", "checkpoint", "distributed", "networks"),
-    *("data.pipeline", "data.sources", "convert.guided_diffusion"),
+    *("data.pipeline", "data.prepare", "data.sources"),
+    "convert.guided_diffusion",
     *("training.state", "training.steps", "training.tasks"),
   },
   "sampling.second": {"config", "checkpoint", "networks"},
@@ -67,9 +92,15 @@ ALLOWED = {
     *("distributed", "data.pipeline", "metrics.extract"),
     *("models.feature_net", "training.state", "training.steps"),
   },
+  "metrics.fid": {
+    *("config", "distributed", "convert.inception", "data.sources"),
+    *("metrics.collect", "metrics.image_sets", "metrics.inception"),
+    *("metrics.references", "metrics.scores"),
+  },
   "metrics.evaluate": {
     *("config", "distributed", "data.sources", "metrics.extract"),
-    *("metrics.feature_training", "metrics.scores"),
+    *("metrics.feature_training", "metrics.fid", "metrics.image_sets"),
+    "metrics.scores",
   },
   # L4
   "sweep.planner": {"config", "diffusion", "networks"},
@@ -83,7 +114,7 @@ ALLOWED = {
     "sweep.report",
   },
 }
-LAST_LIGHT_LEVEL = "metrics.extract"  # of L2
+LAST_LIGHT_LEVEL = "metrics.collect"  # of L2
 HEAVY = {"tensorflow", "torch", "tensorflow_datasets", "clu"}
 
 

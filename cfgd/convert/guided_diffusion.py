@@ -32,11 +32,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # Files.
 
 
-def read(path):
+def read(path, ignore=()):
   """Read a state dict; code inside the file is refused, not run.
 
   Args:
     path: file written by torch.save.
+    ignore: names, last parts of keys, of entries that are left out.
 
   Returns:
     {name: float32 array}; arrays may be views of the mapped file.
@@ -59,7 +60,7 @@ def read(path):
     )
   except Exception as error:  # a damaged file can fail anywhere in there
     raise _refusal(path, _reason(error)) from error
-  return _to_numpy(path, state, torch)
+  return _to_numpy(path, state, torch, ignore)
 
 
 def _refusal(path, found):
@@ -99,7 +100,7 @@ def _reason(error):
   return f"a damaged or foreign file ({type(error).__name__}: {first})"
 
 
-def _to_numpy(path, state, torch):
+def _to_numpy(path, state, torch, ignore):
   if not isinstance(state, dict):
     raise _refusal(path, f"an object of type {type(state).__name__}")
   floats = (torch.float32, torch.float16, torch.bfloat16)
@@ -107,6 +108,8 @@ def _to_numpy(path, state, torch):
   for key, tensor in state.items():
     if not isinstance(key, str):
       raise _refusal(path, f"the key {key!r}, which is not a string")
+    if key.rsplit(".", 1)[-1] in ignore:
+      continue
     if not isinstance(tensor, torch.Tensor):
       raise _refusal(path, f"type {type(tensor).__name__} under {key!r}")
     if tensor.dtype not in floats or tensor.layout != torch.strided:
@@ -151,12 +154,12 @@ def to_flax(state, shapes, *, path):
   """
   wanted = traverse_util.flatten_dict(shapes)
   keys = {ours: torch_key(ours) for ours in wanted}
-  _check_keys(state, keys.values(), path)
+  check_keys(state, keys.values(), path)
   params = {}
   for ours, leaf in wanted.items():
     key, weight = keys[ours], state[keys[ours]]
     shape = _torch_shape(ours, leaf.shape, weight.ndim)
-    _check_shape(key, weight.shape, shape, path)
+    check_shape(key, weight.shape, shape, path)
     bad = weight.size - np.count_nonzero(np.isfinite(weight))
     if bad:
       raise errors.UserError(
@@ -190,9 +193,9 @@ def to_state_dict(params, like):
     if ours[-1] == "kernel":
       weight = weight.transpose(-1, -2, *range(weight.ndim - 2))
     state[key] = np.array(weight.reshape(shape), order="C")
-  _check_keys(state, like, "parameters")
+  check_keys(state, like, "parameters")
   for key, shape in like.items():
-    _check_shape(key, state[key].shape, tuple(shape), "parameters")
+    check_shape(key, state[key].shape, tuple(shape), "parameters")
   return {key: state[key] for key in like}
 
 
@@ -214,7 +217,17 @@ def _torch_shape(path, shape, rank):
   return (outputs, inputs, *space, *(1,) * (rank - len(shape)))
 
 
-def _check_keys(found, wanted, path):
+def check_keys(found, wanted, path):
+  """Refuse a state dict whose keys are not the wanted ones.
+
+  Args:
+    found: its keys.
+    wanted: what they should be.
+    path: where it is from, for messages.
+
+  Raises:
+    errors.UserError: naming how many are missing or unexpected, and the first.
+  """
   missing = [key for key in wanted if key not in found]
   wanted = set(wanted)
   unexpected = [key for key in found if key not in wanted]
@@ -230,7 +243,18 @@ def _check_keys(found, wanted, path):
     )
 
 
-def _check_shape(key, found, wanted, path):
+def check_shape(key, found, wanted, path):
+  """Refuse a tensor of another shape.
+
+  Args:
+    key: its name.
+    found: its shape.
+    wanted: the network's.
+    path: where it is from, for messages.
+
+  Raises:
+    errors.UserError: naming all four.
+  """
   if tuple(found) != tuple(wanted):
     raise errors.UserError(
       f"{path}: {key} has shape {tuple(found)}, the network wants "

@@ -1,9 +1,13 @@
 """Training batches whose order is a function of (seed, step) alone.
 
-Grain shuffles anew each epoch and draws flips from (seed, position) before the
-stream is dealt to the hosts, so the union of the hosts' batches at a step is
-the same for any number of hosts, and step k is reached by indexing.
+The order of an epoch and its flips come from (seed, epoch), the rows of a batch
+from the step: the union of the hosts' batches at a step is the same for any
+number of hosts, and step k is reached by indexing. Examples are read, flipped
+and stacked a batch at a time; Grain's threads read ahead.
 """
+
+import functools
+import sys
 
 import grain
 import jax
@@ -13,16 +17,31 @@ from cfgd import distributed
 from cfgd.data import images
 
 
-class _Flip(grain.transforms.RandomMap):
-  def random_map(self, element, rng):
-    return element | {"image": images.random_flip(element["image"], rng)}
+@functools.lru_cache(maxsize=2)  # a batch may touch the next epoch
+def _epoch(seed, epoch, number):
+  """Return (order of the examples, which of them are mirrored)."""
+  rng = np.random.default_rng((seed, epoch))
+  return rng.permutation(number), rng.random(number) < 0.5
+
+
+def _draw(positions, seed, number):
+  """Return examples and flips at places in the endless stream, [b] each."""
+  epochs, places = np.divmod(positions, number)
+  examples = np.empty(len(positions), np.int64)
+  flips = np.empty(len(positions), bool)
+  for epoch in np.unique(epochs):
+    order, mirrored = _epoch(seed, int(epoch), number)
+    rows = epochs == epoch
+    examples[rows] = order[places[rows]]
+    flips[rows] = mirrored[examples[rows]]
+  return examples, flips
 
 
 def stream(source, *, seed, batch_size, flip, process_index, process_count):
   """Return this host's endless sequence of batches, indexed by step.
 
   Args:
-    source: random access, `[i] -> {"image", "label"}`.
+    source: `len` and `read`, see data.sources.
     seed: of the order and the flips.
     batch_size: over all hosts.
     flip: mirror images left to right at random.
@@ -34,14 +53,17 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
     "row": [b] int32 place in the global batch}, b = batch_size /
     process_count.
   """
-  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  if flip:
-    dataset = dataset.random_map(_Flip())
-  dataset = dataset.map_with_index(
-    lambda i, element: element | {"row": np.int32(i % batch_size)}
-  )
-  dataset = dataset[process_index::process_count]
-  return dataset.batch(batch_size // process_count, drop_remainder=True)
+  rows = np.arange(process_index, batch_size, process_count)
+
+  def read(step):
+    positions = step * batch_size + rows
+    examples, flips = _draw(positions, seed, len(source))
+    batch = source.read(examples) | {"row": rows.astype(np.int32)}
+    if flip:
+      batch["image"] = images.flip(batch["image"], flips)
+    return batch
+
+  return grain.MapDataset.range(sys.maxsize // batch_size).map(read)
 
 
 def batches(

@@ -1,10 +1,16 @@
-"""Data sets by name, as random-access sources of small uint8 images."""
+"""Data sets by name, as random-access sources of small uint8 images.
+
+A source has `len`, `[i] -> {"image", "label"}`, `read(indices)` for a batch of
+the same, `image_shape`, `num_classes` and `preprocessing`. The embedded data is
+in memory, everything else is prepared once and read from disk.
+"""
 
 import dataclasses
 
 import numpy as np
 
 from cfgd import errors
+from cfgd.data import catalog
 from cfgd.data import embedded
 from cfgd.data import images as image_ops
 
@@ -32,6 +38,15 @@ class Source:
     """Return {"image": [size, size, C] uint8, "label": int32}."""
     return {"image": self.images[index], "label": self.labels[index]}
 
+  def read(self, indices):
+    """Return {"image": [n, size, size, C] uint8, "label": [n] int32}."""
+    return self[np.asarray(indices)]
+
+  @property
+  def image_shape(self):
+    """Return (H, W, C)."""
+    return self.images.shape[1:]
+
   def __repr__(self):
     return f"Source({self.preprocessing}, {len(self)} images)"
 
@@ -53,35 +68,33 @@ def _embedded(split, crop, size):
   )
 
 
-_LOADERS = {"embedded": _embedded}
-
-
-def load(name, split, *, crop, image_size, channels, num_classes):
+def load(name, split, *, crop, image_size, channels, num_classes, data_dir=""):
   """Open a data set.
 
   Args:
-    name: "embedded".
+    name: "embedded", or one of a prepared set, see data.catalog.
     split: "train" or "heldout".
     crop: side of the central square that is kept; 0 is the shorter side.
     image_size: side of the images after area downsampling.
     channels: what the config says that the images have.
     num_classes: what the config says that the labels have.
+    data_dir: folder of prepared sets; "" is TFDS's own.
 
   Returns:
-    A source: `len`, `[i] -> {"image", "label"}`, `num_classes`,
-    `preprocessing`.
+    A source.
 
   Raises:
-    errors.UserError: unknown name, or images unlike what the config says.
+    errors.UserError: unknown name, a set that is not prepared, or images unlike
+      what the config says.
   """
-  if name not in _LOADERS:
-    raise errors.UserError(
-      f"data.source='{name}': no such data set here; known: "
-      f"{', '.join(sorted(_LOADERS))}"
+  if name == "embedded":
+    source = _embedded(split, crop, image_size)
+  else:
+    source = catalog.open_part(
+      name, split, crop=crop, image_size=image_size, data_dir=data_dir
     )
-  source = _LOADERS[name](split, crop, image_size)
   found = {
-    "channels": source.images.shape[-1],
+    "channels": source.image_shape[-1],
     "num_classes": source.num_classes,
   }
   said = {"channels": channels, "num_classes": num_classes}

@@ -1,10 +1,7 @@
-"""Score a file of samples against its data set."""
+"""Score samples by the network that the config names."""
 
 import functools
-import hashlib
-import io
 import json
-import zipfile
 
 from absl import logging
 from etils import epath
@@ -17,32 +14,72 @@ from cfgd import files
 from cfgd.data import sources
 from cfgd.metrics import extract
 from cfgd.metrics import feature_training
+from cfgd.metrics import fid
+from cfgd.metrics import image_sets
 from cfgd.metrics import scores
 
 
 def evaluate(config, workdir, samples):
-  """Compute and write the metrics of samples.
-
-  The embedded data's own small network gives features and class probabilities:
-  the distances are called fd_embedded, never FID.
+  """Compute and write the metrics of samples of a run.
 
   Args:
-    config: ConfigDict of configs/base.py's fields.
-    workdir: folder of the run; the feature network is kept in it unless
+    config: ConfigDict of configs/base.py's fields. metrics.feature_network
+      says by what: "inception", see `fid.evaluate`, or "embedded", the embedded
+      data's own small network, whose distances are called fd_embedded and never
+      FID.
+    workdir: folder of the run; the embedded data's network is kept in it unless
       metrics.feature_dir names another place.
-    samples: path of an .npz with `arr_0` [N, H, W, C] uint8.
+    samples: path, see `image_sets.open_images`.
 
   Returns:
     Dict with "metrics" (name -> float), "num_samples" and "provenance"; it is
     also written as JSON beside the samples, and read back from there if these
-    samples have been scored by this network before.
+    samples have been scored in this way before.
 
   Raises:
-    errors.UserError: the file is missing or not images of the data's shape.
+    errors.UserError: the samples are missing or not images of the data's shape.
   """
+  if config.metrics.feature_network == "inception":
+    return fid.evaluate(config, samples, *_inception_reference(config))
+  return _evaluate_embedded(config, workdir, samples)
+
+
+def prepare(config, workdir):
+  """Make what scoring needs and does not depend on samples, or say what lacks.
+
+  Args:
+    config: see `evaluate`.
+    workdir: see `evaluate`.
+  """
+  if config.metrics.feature_network == "inception":
+    name, preprocessing = _inception_reference(config)
+    wanted = {"preprocessing": preprocessing} if preprocessing else {}
+    fid.prepare(config, name, wanted)
+  else:
+    reference(config, workdir)
+
+
+def _inception_reference(config):
+  """Return (reference, id of the preprocessing that it must have)."""
+  name = config.metrics.reference or config.data.source
+  try:
+    return name, _load(config, "train").preprocessing
+  except errors.UserError as error:
+    # Statistics do without the data set; without them, it will be missed.
+    logging.info("Preprocessing is not compared: %s", error)
+    return name, ""
+
+
+def _load(config, split):
+  return sources.load(
+    config.data.source, split, **config_lib.source_arguments(config)
+  )
+
+
+def _evaluate_embedded(config, workdir, samples):
   config_lib.validate_sampling(config)
   samples = epath.Path(samples)
-  images, fingerprint = _read(samples, config_lib.image_shape(config))
+  images = _open(samples, config_lib.image_shape(config))
   for field, needed in (
     ("num_splits", config.metrics.num_splits),
     ("neighbours", config.metrics.neighbours + 1),
@@ -54,7 +91,7 @@ def evaluate(config, workdir, samples):
       )
   train, held_out, network, params, name = reference(config, workdir)
   provenance = {
-    "samples_sha256": fingerprint,
+    "samples_sha256": images.fingerprint,
     "feature_network": name,
     "reference": train.preprocessing,
     "num_splits": config.metrics.num_splits,
@@ -68,7 +105,7 @@ def evaluate(config, workdir, samples):
     if recorded["provenance"] == provenance:
       logging.info("Metrics are there: %s", result)
       return recorded
-  metrics = _score(config.metrics, network, params, images, train, held_out)
+  metrics = _score(config.metrics, network, params, images[:], train, held_out)
   report = {
     "metrics": metrics,
     "num_samples": len(images),
@@ -83,16 +120,13 @@ def evaluate(config, workdir, samples):
 
 
 def reference(config, workdir):
-  """Return (train, held-out, network, params, network's name) to score by."""
+  """Return the embedded data's (train, held-out, network, params, name)."""
   if config.data.source != "embedded":
     raise errors.UserError(
       f"data.source='{config.data.source}': only the embedded data can be "
       "scored so far"
     )
-  load = functools.partial(
-    sources.load, config.data.source, **config_lib.source_arguments(config)
-  )
-  train, held_out = load("train"), load("heldout")
+  train, held_out = _load(config, "train"), _load(config, "heldout")
   folder = config.metrics.feature_dir or epath.Path(workdir) / "feature_net"
   network = feature_training.ensure(
     folder,
@@ -104,24 +138,14 @@ def reference(config, workdir):
   return train, held_out, *network
 
 
-def _read(path, shape):
-  """Return (images, hash of the file)."""
-  if not path.exists():
-    raise errors.UserError(f"{path}: no such file; sample first")
-  data = path.read_bytes()
-  try:
-    with np.load(io.BytesIO(data)) as arrays:
-      images = arrays["arr_0"]
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+def _open(path, shape):
+  images = image_sets.open_images(path)
+  if images.shape != shape:
     raise errors.UserError(
-      f"{path}: not an .npz with images as arr_0 ({error})"
-    ) from error
-  if images.dtype != np.uint8 or images.shape[1:] != shape:
-    raise errors.UserError(
-      f"{path}: arr_0 is {images.dtype} {list(images.shape)}; needed: uint8 "
+      f"{path}: images of {[len(images), *images.shape]}; needed: uint8 "
       f"[N, {', '.join(map(str, shape))}]"
     )
-  return images, hashlib.sha256(data).hexdigest()[:16]
+  return images
 
 
 def _score(metrics, network, params, images, train, held_out):

@@ -10,12 +10,22 @@ from cfgd import distributed
 
 
 @functools.cache
-def make_extractor(network):
-  """Compile a network (x in [-1, 1]) -> (features, logits); cached.
+def make_extractor(scorer):
+  """Compile (params, images [B, H, W, C] uint8) -> arrays [B, ...]; cached.
 
   Returns:
-    pmapped (params, images [D, B, H, W, C] uint8) -> (features [D, B, F],
-    probabilities [D, B, K]) float32.
+    The same on arrays with a leading axis of devices, pmapped.
+  """
+  return jax.pmap(scorer, in_axes=(None, 0), devices=jax.local_devices())
+
+
+@functools.cache
+def classifier(network):
+  """Return a Flax module, x in [-1, 1] -> (features, logits), as a scorer.
+
+  Returns:
+    (params, images [B, H, W, C] uint8) -> (features [B, F], probabilities
+    [B, K]) float32.
   """
 
   def run(params, images):
@@ -23,14 +33,46 @@ def make_extractor(network):
     features, logits = network.apply({"params": params}, x)
     return features, jax.nn.softmax(logits)
 
-  return jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
+  return run
+
+
+def batches(scorer, params, images, *, batch_size):
+  """Run images through a scorer, reading ahead by one batch.
+
+  Args:
+    scorer: see `make_extractor`; one object for one compilation.
+    params: its parameters, on the devices if there are many batches.
+    images: [N, H, W, C] uint8, or anything with `len` and slices like it.
+    batch_size: images per device and call; the last call is filled up.
+
+  Yields:
+    Tuples of arrays [n, ...], in the order of the images.
+  """
+  run = make_extractor(scorer)
+  devices = jax.local_device_count()
+  rows = batch_size * devices
+  ahead = None
+  for start in range(0, len(images), rows):
+    batch = images[start : min(start + rows, len(images))]
+    assert batch.dtype == np.uint8, batch.dtype
+    padded = distributed.split(distributed.pad(batch, rows), devices)
+    outputs = run(params, padded)
+    if ahead:
+      yield _to_host(*ahead)
+    ahead = outputs, len(batch)
+  if ahead:
+    yield _to_host(*ahead)
+
+
+def _to_host(outputs, count):
+  return tuple(distributed.merge(out)[:count] for out in outputs)
 
 
 def extract(network, params, images, *, batch_size):
-  """Run all images through a feature network.
+  """Run all images through a classifier.
 
   Args:
-    network: Flax module, see `make_extractor`.
+    network: Flax module, see `classifier`.
     params: its parameters.
     images: [N, H, W, C] uint8.
     batch_size: images per device and call; the last call is filled up.
@@ -38,14 +80,5 @@ def extract(network, params, images, *, batch_size):
   Returns:
     (features [N, F], probabilities [N, K]) float32.
   """
-  assert images.dtype == np.uint8, images.dtype
-  run = make_extractor(network)
-  devices = jax.local_device_count()
-  rows = batch_size * devices
-  parts = []
-  for start in range(0, len(images), rows):
-    batch = images[start : start + rows]
-    padded = distributed.split(distributed.pad(batch, rows), devices)
-    outputs = run(params, padded)
-    parts.append([distributed.merge(out)[: len(batch)] for out in outputs])
+  parts = batches(classifier(network), params, images, batch_size=batch_size)
   return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

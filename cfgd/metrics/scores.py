@@ -124,6 +124,22 @@ def symmetric_root(cov: np.ndarray) -> np.ndarray:
   return (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
 
 
+def factor(cov: np.ndarray) -> np.ndarray:
+  """Return a matrix F with F @ F.T = cov, by the fastest way that works.
+
+  Args:
+    cov: [D, D] symmetric, positive semi-definite up to rounding.
+
+  Returns:
+    [D, D] Cholesky's triangular factor; of a singular covariance, which may
+    have none, the symmetric root.
+  """
+  try:
+    return np.linalg.cholesky(np.asarray(cov, np.float64))
+  except np.linalg.LinAlgError:
+    return symmetric_root(cov)
+
+
 def frechet_distance(
   mean_1: np.ndarray,
   cov_1: np.ndarray,
@@ -134,20 +150,21 @@ def frechet_distance(
 ) -> float:
   """Return the squared Frechet distance between two Gaussians.
 
-  |m1 - m2|^2 + tr S1 + tr S2 - 2 tr sqrt(S1^1/2 S2 S1^1/2): the FID of
+  |m1 - m2|^2 + tr S1 + tr S2 - 2 tr sqrt(F^T S2 F), F F^T = S1: the FID of
   arXiv:1706.08500 when the features are Inception's. The matrix under the root
-  is symmetric, so its spectrum is real, where a general square root of S1 S2
-  goes complex for singular covariances. With fewer rows than features, rounding
-  shows as about 1e-8 of the traces, and equal inputs may give a result that far
-  below 0: it is returned as it is, since clipping would hide a mistake.
+  is symmetric and has the spectrum of S1 S2, so that is real, where a general
+  square root of S1 S2 goes complex for singular covariances. With fewer rows
+  than features, rounding shows as about 1e-8 of the traces, and equal inputs
+  may give a result that far below 0: it is returned as it is, since clipping
+  would hide a mistake.
 
   Args:
     mean_1: [D] mean of the reference.
     cov_1: [D, D] covariance of the reference.
     mean_2: [D] mean of the samples.
     cov_2: [D, D] covariance of the samples.
-    root_1: [D, D] symmetric_root(cov_1), if many samples meet one reference;
-      None computes it.
+    root_1: [D, D] factor(cov_1), or symmetric_root(cov_1), if many samples meet
+      one reference; None computes it.
 
   Returns:
     The squared distance.
@@ -163,8 +180,8 @@ def frechet_distance(
       "take both from the same feature network"
     )
   if root_1 is None:
-    root_1 = symmetric_root(cov_1)
-  product = root_1 @ cov_2 @ root_1
+    root_1 = factor(cov_1)
+  product = root_1.T @ cov_2 @ root_1
   eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
   trace_root = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
   delta = mean_1 - mean_2

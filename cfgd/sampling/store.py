@@ -1,6 +1,7 @@
 """Samples on disk: chunks of consecutive image indices, written atomically."""
 
 import io
+import re
 
 from etils import epath
 import numpy as np
@@ -53,3 +54,32 @@ def read(folder, num_samples, chunk_size):
     np.concatenate([chunk[name] for chunk in chunks])
     for name in ("images", "labels")
   )
+
+
+def complete(folder):
+  """Return the (start, stop) of chunks that cover 0 .. N without a gap.
+
+  Args:
+    folder: of the store.
+
+  Returns:
+    List of ranges, as far as they reach; [] if it is no store. Where chunks of
+    several sizes start at one image, the longest is taken.
+  """
+  longest = {}
+  for path in epath.Path(folder).iterdir():
+    found = re.fullmatch(r"chunk_(\d{7,})_(\d{7,})\.npz", path.name)
+    if found:
+      start, stop = map(int, found.groups())
+      longest[start] = max(stop, longest.get(start, 0))
+  chunks, start = [], 0
+  while start in longest:
+    chunks.append((start, longest[start]))
+    start = longest[start]
+  return chunks
+
+
+def read_images(folder, start, stop):
+  """Return the images [n, H, W, C] uint8 of one chunk."""
+  with np.load(io.BytesIO(_path(folder, start, stop).read_bytes())) as chunk:
+    return chunk["images"]

@@ -18,6 +18,9 @@ from cfgd.sweep import paper
 from cfgd.sweep import report
 from cfgd.training import loop
 
+# Fields of metrics that say where things are, not what.
+_PLACES = ("feature_dir", "cache_dir", "inception")
+
 
 def sweep(config, workdir):
   """Run all cells of `config.sweep.grids` that have no result yet.
@@ -42,7 +45,7 @@ def sweep(config, workdir):
   if not config.metrics.feature_dir:
     config = config.copy_and_resolve_references()
     config.metrics.feature_dir = str(workdir / "feature_net")
-  evaluate.reference(config, workdir)
+  evaluate.prepare(config, workdir)
 
   failed = {}
   for number, cell in enumerate(cells, start=1):
@@ -114,7 +117,7 @@ def folder_of(config, workdir, cell):
     "identity": config_lib.identity(cell_config),
     "steps": at["train"]["steps"],
     "sampling": at["sampling"],
-    "metrics": {k: v for k, v in at["metrics"].items() if k != "feature_dir"},
+    "metrics": {k: v for k, v in at["metrics"].items() if k not in _PLACES},
   }
   own = config_lib.classifier_config(config)
   if own and cell_config.sampling.second_dir == str(_classifier_dir(workdir)):

@@ -19,6 +19,7 @@ from cfgd import files
 from cfgd import networks
 from cfgd.convert import guided_diffusion
 from cfgd.data import pipeline
+from cfgd.data import prepare
 from cfgd.data import sources
 from cfgd.training import state as state_lib
 from cfgd.training import steps
@@ -39,6 +40,12 @@ def train(config, workdir):
     errors.NonFiniteError: too many steps were not finite.
   """
   config_lib.validate(config, num_devices=jax.device_count())
+  prepare.ensure(
+    config.data.source,
+    image_size=config.data.image_size,
+    crop=config.data.crop,
+    data_dir=config.data.dir,
+  )
   source = sources.load(
     config.data.source, "train", **config_lib.source_arguments(config)
   )

@@ -133,12 +133,7 @@ def _heldout_batches(source, count, batch_size):
   size = -(-batch_size // devices) * devices
   for start in range(0, count, size):
     rows = np.arange(start, min(start + size, count))
-    examples = [source[int(row)] for row in rows]
-    batch = {
-      "image": np.stack([example["image"] for example in examples]),
-      "label": np.array([example["label"] for example in examples], np.int32),
-      "row": rows.astype(np.int32),
-    }
+    batch = source.read(rows) | {"row": rows.astype(np.int32)}
     batch = {key: distributed.pad(value, size) for key, value in batch.items()}
     batch["weight"] = (np.arange(size) < len(rows)).astype(np.float32)
     yield distributed.split(batch, devices)

@@ -1,6 +1,7 @@
 """Sources by name, and an order that hosts and resumes cannot change."""
 
 import itertools
+import os
 
 import jax
 import numpy as np
@@ -43,11 +44,18 @@ def test_embedded_source_is_the_mean_of_2_by_2_pixels():
     ("embedded", {"channels": 3}, "data.channels=3.*has 1"),
     ("embedded", {"num_classes": 9}, "data.num_classes=9.*has 10"),
     ("embedded", {"image_size": 32, "crop": 0}, "image_size=32.*28 pixels"),
+    ("imagenet64", {}, "image_size=12.*'imagenet64' has 64"),
+    ("imagenet12", {}, "not prepared.*prepare_data --dataset=imagenet12 --man"),
+    ("tfds:nonesuch", {}, "not prepared.*--dataset=tfds:nonesuch --image_size"),
+    ("folder:/none", {}, "'folder:/none': no such folder"),
+    ("idx:/none", {}, "no train-images-idx3-ubyte"),
   ],
 )
-def test_mistakes_are_named(name, changes, words):
+def test_mistakes_are_named(tmp_path, name, changes, words):
   with pytest.raises(errors.UserError, match=words):
-    sources.load(name, "train", **ARGUMENTS | changes)
+    sources.load(
+      name, "train", data_dir=os.fspath(tmp_path), **ARGUMENTS | changes
+    )
 
 
 def make_source(number=37):
@@ -56,11 +64,11 @@ def make_source(number=37):
   return sources.Source(pixels, np.arange(number, dtype=np.int32), number, "x")
 
 
-def take(hosts, steps, batch_size=8, first_step=0):
+def take(hosts, steps, batch_size=8, first_step=0, source=None):
   """Return the global batches [steps] of {"image", "label", "row"}."""
   streams = [
     pipeline.stream(
-      make_source(),
+      source or make_source(),
       seed=3,
       batch_size=batch_size,
       flip=True,
@@ -101,6 +109,24 @@ def test_an_epoch_has_every_image_once_and_epochs_differ():
   first, second = labels[:37], labels[37:]
   assert sorted(first) == sorted(second) == list(range(37))
   assert list(first) != list(second)
+
+
+def test_flips_are_even_and_another_draw_in_each_epoch():
+  pixels = np.tile(
+    np.array([0, 1], np.uint8)[None, None, :, None], (64, 1, 1, 1)
+  )
+  source = sources.Source(pixels, np.arange(64, dtype=np.int32), 64, "x")
+  flips = np.zeros((40, 64), bool)
+  for epoch, batch in enumerate(take(1, 40, batch_size=64, source=source)):
+    flips[epoch, batch["label"]] = batch["image"][:, 0, 0, 0] == 1
+  assert abs(flips.mean() - 0.5) < 4 * 0.5 / np.sqrt(flips.size)
+  again = (flips[1:] == flips[:-1]).mean()
+  assert abs(again - 0.5) < 4 * 0.5 / np.sqrt(flips.size)
+
+
+def test_a_batch_may_span_epochs():
+  (batch,) = take(1, 1, batch_size=16, source=make_source(3))
+  assert sorted(batch["label"][:3]) == sorted(batch["label"][3:6]) == [0, 1, 2]
 
 
 def test_rows_are_places_in_the_global_batch():

@@ -391,3 +391,17 @@ def test_unbiased_kernel_distance_needs_two_rows():
 def test_block_rows_must_be_positive():
   with pytest.raises(ValueError, match="block_rows=-3"):
     scores.neighbour_radii(np.ones((5, 2)), 1, -3)
+
+
+@pytest.mark.parametrize("case", ["full", "rankdef"])
+def test_factor(golden, case):
+  x = golden[f"fid_{case}_x"]
+  cov = np.cov(x, rowvar=False)
+  factor = scores.factor(cov)
+  scale = np.trace(cov)
+  np.testing.assert_allclose(factor @ factor.T, cov, atol=1e-12 * scale)
+
+
+def test_factor_of_a_singular_covariance_without_cholesky():
+  cov = np.diag([1.0, 4.0, 0.0])
+  np.testing.assert_allclose(scores.factor(cov), np.diag([1.0, 2.0, 0.0]))

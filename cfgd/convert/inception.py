@@ -1,0 +1,195 @@
+"""The published weights of FID's Inception-v3: fetched, checked, converted.
+
+The file is pytorch-fid's conversion of TensorFlow's graph. PyTorch is needed
+once, to read it: the converted parameters are kept.
+"""
+
+import hashlib
+import io
+import urllib.request
+import zipfile
+
+from absl import logging
+from etils import epath
+from flax import traverse_util
+import numpy as np
+
+from cfgd import errors
+from cfgd import files
+from cfgd.convert import guided_diffusion
+from cfgd.metrics import inception
+
+FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+ADDRESSES = (
+  "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+  + FILE_NAME,
+  "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+  "weights-inception-2015-12-05-6726825d.pth",
+)
+_TIMEOUT_SECONDS = 30
+_BN_EPS = 1e-3
+_SOURCE = "source_sha256"  # in our own file, beside the parameters
+_GET_IT = (
+  f"get {FILE_NAME} from {ADDRESSES[0]} and give it as "
+  "--config.metrics.inception=PATH"
+)
+
+
+def load(path, cache_dir):
+  """Return the parameters of `metrics.inception.Inception`.
+
+  Args:
+    path: of the published .pth, of another with the same names and shapes, or
+      of what is kept of one in `cache_dir` (an .npz, which needs no PyTorch);
+      "" is the published file, fetched into `cache_dir` if it is not there.
+    cache_dir: folder.
+
+  Returns:
+    (params, name): the name has the first digits of the file's SHA-256, so that
+    numbers by different weights are not taken for comparable.
+
+  Raises:
+    errors.UserError: the file cannot be had, or is not these weights.
+  """
+  cache_dir = epath.Path(cache_dir).expanduser()
+  if not path:
+    path = cache_dir / FILE_NAME
+    kept = _kept(cache_dir, SHA256)
+    if kept.exists():
+      return _read_npz(kept)
+    if not path.exists():
+      _fetch(path)
+  path = epath.Path(path).expanduser()
+  if not path.is_file():
+    raise errors.UserError(f"{path}: no such file; {_GET_IT}")
+  if path.suffix == ".npz":
+    return _read_npz(path)
+  sha256 = _sha256(path)
+  kept = _kept(cache_dir, sha256)
+  if not kept.exists():
+    state = guided_diffusion.read(path, ignore=("num_batches_tracked",))
+    params = convert(state, path=path)
+    with files.open_atomic(kept) as file:
+      flat = traverse_util.flatten_dict(params, sep="/")
+      np.savez(file, **flat, **{_SOURCE: sha256})
+  return _read_npz(kept)
+
+
+def _kept(cache_dir, sha256):
+  return cache_dir / f"inception-{sha256[:16]}.npz"
+
+
+def _sha256(path):
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(path):
+  """Download the published file and check it."""
+  failures = []
+  for address in ADDRESSES:
+    logging.info("Fetching %s.", address)
+    host = "/".join(address.split("/")[2:5])
+    try:
+      with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as reply:
+        data = reply.read()
+    except OSError as error:
+      failures.append(f"{host}: {error}")
+      continue
+    found = hashlib.sha256(data).hexdigest()
+    if found == SHA256:
+      files.write_atomic(path, data)
+      return
+    failures.append(f"{host}: SHA-256 {found[:8]}..., not {SHA256[:8]}...")
+  raise errors.UserError(
+    f"Inception weights: not in {path.parent} and not to be fetched from here "
+    f"({'; '.join(failures)}): {_GET_IT}"
+  )
+
+
+def _read_npz(path):
+  try:
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+      arrays = dict(arrays)
+      sha256 = str(arrays.pop(_SOURCE))
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise errors.UserError(
+      f"{path}: not converted Inception weights ({error}); {_GET_IT}"
+    ) from error
+  wanted = traverse_util.flatten_dict(inception.param_shapes(), sep="/")
+  guided_diffusion.check_keys(arrays, wanted, path)
+  for key, leaf in wanted.items():
+    guided_diffusion.check_shape(key, arrays[key].shape, leaf.shape, path)
+  if sha256 != SHA256:
+    logging.warning(
+      "%s is not from the published weights (their SHA-256 begins with %s, "
+      "this file's with %s): results are no FID that others report.",
+      *(path, SHA256[:8], sha256[:8]),
+    )
+  params = traverse_util.unflatten_dict(arrays, sep="/")
+  return params, f"inception-{sha256[:8]}"
+
+
+def convert(state, *, path):
+  """Turn pytorch-fid's state dict into parameters, BatchNorm folded in.
+
+  Args:
+    state: {key: array}, without num_batches_tracked.
+    path: where it is from, for messages.
+
+  Returns:
+    Tree of float32 arrays.
+
+  Raises:
+    errors.UserError: a key, a shape or a number is not as it should be.
+  """
+  shapes = torch_shapes()
+  guided_diffusion.check_keys(state, shapes, path)
+  for key, shape in shapes.items():
+    guided_diffusion.check_shape(key, state[key].shape, shape, path)
+    if not np.isfinite(state[key]).all():
+      raise errors.UserError(f"{path}: {key} has numbers that are not finite")
+  params = {}
+  for layer, shape in _layers():
+    if layer == ("fc",):
+      weight, bias = (state[f"fc.{leaf}"] for leaf in ("weight", "bias"))
+    else:
+      weight, bias = _fold(state, ".".join(layer))
+    weight = weight.transpose(*range(2, weight.ndim), 1, 0).reshape(shape)
+    params[*layer, "kernel"] = np.array(weight, np.float32, order="C")
+    params[*layer, "bias"] = np.array(bias, np.float32)
+  return traverse_util.unflatten_dict(params)
+
+
+def _layers():
+  """Yield (names from the root, shape of the kernel) of each layer."""
+  flat = traverse_util.flatten_dict(inception.param_shapes())
+  for path, leaf in flat.items():
+    if path[-1] == "kernel":
+      yield path[:-1], leaf.shape
+
+
+def torch_shapes():
+  """Return {key: shape} of the published state dict."""
+  shapes = {}
+  for layer, (*space, inputs, outputs) in _layers():
+    name = ".".join(layer)
+    if layer == ("fc",):
+      shapes["fc.weight"], shapes["fc.bias"] = (outputs, inputs), (outputs,)
+      continue
+    shapes[f"{name}.conv.weight"] = (outputs, inputs, *(space or (1, 1)))
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+      shapes[f"{name}.bn.{leaf}"] = (outputs,)
+  return shapes
+
+
+def _fold(state, layer):
+  """Return weight and bias of a convolution with its normalisation."""
+  scale, shift, mean, variance = (
+    state[f"{layer}.bn.{leaf}"].astype(np.float64)
+    for leaf in ("weight", "bias", "running_mean", "running_var")
+  )
+  factor = scale / np.sqrt(variance + _BN_EPS)
+  weight = state[f"{layer}.conv.weight"] * factor[:, None, None, None]
+  return weight, shift - mean * factor

@@ -1,0 +1,190 @@
+"""Names of data sets: what `data.source` means and where it is prepared.
+
+`imagenet64` (any size), `tfds:NAME`, `folder:PATH`, `idx:PATH`.
+"""
+
+import os
+import re
+import shlex
+
+from cfgd import errors
+from cfgd.data import imagenet_archives
+from cfgd.data import images
+from cfgd.data import originals
+from cfgd.data import prepared
+from cfgd.data import tfds_sets
+
+_IMAGENET = re.compile(r"imagenet([1-9]\d*)")
+_FINDERS = {"folder": originals.find_folder, "idx": originals.find_idx}
+_KNOWN = "embedded, imagenet64, imagenet128, tfds:NAME, folder:PATH, idx:PATH"
+
+
+def _split(source):
+  """Return (kind, rest): ("imagenet", side) or what stands around the colon."""
+  match = _IMAGENET.fullmatch(source)
+  if match:
+    return "imagenet", int(match[1])
+  kind, colon, rest = source.partition(":")
+  if kind not in ("tfds", *_FINDERS) or not colon or not rest:
+    raise errors.UserError(
+      f"data.source={source!r}: no such data set; known: {_KNOWN}"
+    )
+  return kind, rest
+
+
+def image_size_of(source):
+  """Return the side that a name says, 0 where it says none."""
+  kind, rest = _split(source)
+  return rest if kind == "imagenet" else 0
+
+
+def is_prepared_on_demand(source):
+  """Say whether training prepares this data set where it is missing."""
+  return source != "embedded" and _split(source)[0] != "imagenet"
+
+
+def name_of(source):
+  """Return the name of the originals, `Originals.name`, without opening them.
+
+  Of ImageNet from other than the official archives it is the beginning.
+  """
+  kind, rest = _split(source)
+  if kind == "imagenet":
+    return kind
+  if kind == "tfds":
+    return tfds_sets.name_of(rest)
+  return _FINDERS[kind](rest).name
+
+
+def find(source, *, data_dir, manual_dir, allow_other, verified):
+  """Open the originals of a data set.
+
+  Args:
+    source: data.source of the config.
+    data_dir: folder of data sets; "" is TFDS's own.
+    manual_dir: see imagenet_archives.find and tfds_sets.find.
+    allow_other: see imagenet_archives.find.
+    verified: see imagenet_archives.find.
+
+  Returns:
+    originals.Originals.
+  """
+  kind, rest = _split(source)
+  if kind == "imagenet":
+    if not manual_dir:
+      raise errors.UserError(
+        f"--manual_dir: needed for {source}: the folder of ImageNet's archives"
+      )
+    return imagenet_archives.find(
+      manual_dir, allow_other=allow_other, verified=verified
+    )
+  if kind == "tfds":
+    return tfds_sets.find(
+      rest,
+      data_dir=os.fspath(prepared.data_home(data_dir)),
+      manual_dir=manual_dir,
+    )
+  return _FINDERS[kind](rest)
+
+
+def command(source, *, image_size, crop, data_dir):
+  """Return the command that prepares a data set."""
+  kind, _ = _split(source)
+  words = ["python", "-m", "experiments.prepare_data", f"--dataset={source}"]
+  if kind == "imagenet":
+    words.append("--manual_dir=FOLDER_OF_THE_ARCHIVES")
+  else:
+    words.append(f"--image_size={image_size}")
+  if crop:
+    words.append(f"--crop={crop}")
+  if data_dir:
+    words.append(f"--data_dir={data_dir}")
+  return shlex.join(words)
+
+
+def find_prepared(source, *, image_size, crop, data_dir):
+  """Look for a prepared data set.
+
+  Args:
+    source: data.source of the config.
+    image_size: side of the images.
+    crop: side of the central square; 0 is the shorter side.
+    data_dir: folder of data sets; "" is TFDS's own.
+
+  Returns:
+    (its path, its metadata or None if it is not there).
+
+  Raises:
+    errors.UserError: it is damaged or was made in another way.
+  """
+  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  name, how = name_of(source), command(source, **where)
+  path = prepared.folder(name, **where)
+  metadata = prepared.read_metadata(path, command=how)
+  if metadata is not None:
+    wanted = images.preprocessing_id(name, crop=crop, size=image_size)
+    found = metadata["preprocessing"]
+    if not _same(found, wanted):
+      raise errors.UserError(
+        f"{path}: was prepared as {found!r}, needed is {wanted!r}; remove it "
+        f"or choose another --data_dir, then: {how}"
+      )
+  return path, metadata
+
+
+def _same(found, wanted):
+  """Compare ids; other archives of ImageNet add a fingerprint to the name."""
+  if wanted.startswith("imagenet-"):
+    found = re.sub(r"^imagenet\.\w+", "imagenet", found)
+  return found == wanted
+
+
+def open_part(source, part, *, image_size, crop, data_dir):
+  """Open a part of a prepared data set, "train" or "heldout".
+
+  Args and Raises: as `find_prepared`; not being there is an error here.
+
+  Returns:
+    prepared.Prepared.
+  """
+  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  _check_size(source, image_size)
+  path, metadata = find_prepared(source, **where)
+  if metadata is None:
+    begun = prepared.incomplete(path).exists()
+    raise errors.UserError(
+      f"data.source={source!r}: not prepared in {path}; "
+      + ("it was begun and not finished, go on: " if begun else "do it once: ")
+      + command(source, **where)
+    )
+  if part not in metadata["shards"]:
+    raise errors.UserError(
+      f"data.source={source!r}: has no part {part!r}, only "
+      f"{', '.join(metadata['shards'])}; for a folder, PATH/train and PATH/test"
+    )
+  return prepared.Prepared(path, part, metadata)
+
+
+def _check_size(source, image_size):
+  named = image_size_of(source)
+  if named and named != image_size:
+    raise errors.UserError(
+      f"data.image_size={image_size}: data.source={source!r} has {named}; "
+      f"choose data.source='imagenet{image_size}' or data.image_size={named}"
+    )
+
+
+def size_to_prepare(source, image_size):
+  """Return the side of the images from what was asked for and the name."""
+  if source == "embedded":
+    raise errors.UserError("--dataset=embedded: needs no preparation")
+  named = image_size_of(source)
+  if not named and image_size < 1:
+    raise errors.UserError(
+      f"--image_size={image_size}: needed for {source}, e.g. --image_size=32"
+    )
+  if named and image_size not in (0, named):
+    raise errors.UserError(
+      f"--image_size={image_size}: --dataset={source} has {named}; leave it out"
+    )
+  return named or image_size

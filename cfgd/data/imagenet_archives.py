@@ -1,0 +1,268 @@
+"""ImageNet's official archives, or the same files as folders.
+
+`ILSVRC2012_img_train.tar` holds one tar per synset, `ILSVRC2012_img_val.tar`
+the validation images, whose labels come with TFDS as the list of synsets does.
+A label is the place of its synset in sorted order.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import tarfile
+import time
+
+from absl import logging
+from etils import epath
+
+from cfgd import errors
+from cfgd import files
+from cfgd.data import originals
+
+# Bytes, md5 and number of images, by part of the data.
+OFFICIAL = {
+  "train": (
+    "ILSVRC2012_img_train.tar",
+    147_897_477_120,
+    "1d675b47d978889d74fa0da5fadfb00e",
+    1_281_167,
+  ),
+  "heldout": (
+    "ILSVRC2012_img_val.tar",
+    6_744_924_160,
+    "29b22e2961454d5413ddabcf34fc5622",
+    50_000,
+  ),
+}
+_FOLDERS = {"train": "train", "heldout": "val"}
+_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_BLOCK = 512  # of a tar
+_HASHED_AT_ONCE = 16 * 2**20
+_PROGRESS_SECONDS = 15.0
+_OTHERWISE = "or say --allow_other_archives to take it as it is"
+
+
+@functools.cache
+def _listed(name):
+  """Return the lines of one of TFDS's lists for imagenet2012."""
+  # The library is slow to import and needed here alone.
+  import tensorflow_datasets as tfds
+
+  folder = tfds.core.tfds_path("datasets/imagenet2012")
+  return tuple((epath.Path(folder) / name).read_text().split())
+
+
+def synsets():
+  """Return the 1,000 synsets in the order of their labels."""
+  return _listed("labels.txt")
+
+
+def find(manual_dir, *, allow_other, verified):
+  """Find, verify and list ImageNet's originals.
+
+  Args:
+    manual_dir: folder with the two archives, or with the folders train/SYNSET
+      and val/SYNSET.
+    allow_other: take archives that are not the official ones.
+    verified: file in which the md5 of archives is remembered.
+
+  Returns:
+    originals.Originals.
+
+  Raises:
+    errors.UserError: something is missing, or not what is official.
+  """
+  folder = epath.Path(manual_dir).expanduser()
+  places = {part: _place(folder, part) for part in OFFICIAL}
+  archives = {p: path for p, path in places.items() if path.is_file()}
+  if not allow_other:
+    for part, path in archives.items():
+      _check_size(part, path)
+    for part, path in archives.items():
+      _check_md5(part, path, epath.Path(verified))
+  parts = {
+    part: _list(part, path, allow_other) for part, path in places.items()
+  }
+  for part, members in parts.items():
+    _check_count(part, places[part], len(members), allow_other)
+  mark = originals.fingerprint(parts)
+  return originals.Originals(
+    name=f"imagenet.{mark}" if allow_other else "imagenet",
+    class_names=synsets(),
+    channels=3,
+    parts=parts,
+    fingerprint=mark,
+  )
+
+
+def _place(folder, part):
+  """Return the archive of a part, or else its folder."""
+  archive, unpacked = folder / OFFICIAL[part][0], folder / _FOLDERS[part]
+  for path in (archive, unpacked):
+    if path.exists():
+      return path
+  raise errors.UserError(
+    f"{archive}: no such file, and no folder {_FOLDERS[part]}/ either; "
+    "download it from https://image-net.org/download-images and say where it "
+    "is by --manual_dir"
+  )
+
+
+def _check_size(part, path):
+  size, official = path.stat().length, OFFICIAL[part][1]
+  if size != official:
+    raise errors.UserError(
+      f"{path}: {size:,} bytes, the official archive has {official:,}; "
+      f"download it again, {_OTHERWISE}"
+    )
+
+
+def _check_md5(part, path, verified):
+  """Compare the md5, unless it was compared before and nothing changed."""
+  known = json.loads(verified.read_text()) if verified.exists() else {}
+  stat = os.stat(path)
+  found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+  if known.get(part) == found:
+    return
+  md5, official = _md5(path), OFFICIAL[part][2]
+  if md5 != official:
+    raise errors.UserError(
+      f"{path}: md5 {md5}, the official archive has {official}; download it "
+      f"again, {_OTHERWISE}"
+    )
+  files.write_atomic(verified, json.dumps(known | {part: found}))
+
+
+def _md5(path):
+  total, done, start = path.stat().length, 0, time.monotonic()
+  said = start
+  md5 = hashlib.md5(usedforsecurity=False)
+  with path.open("rb") as file:
+    while data := file.read(_HASHED_AT_ONCE):
+      md5.update(data)
+      done += len(data)
+      if time.monotonic() - said > _PROGRESS_SECONDS:
+        said = time.monotonic()
+        rate = done / (said - start)
+        logging.info(
+          "Checking %s: %.1f of %.1f GB, %.0f MB/s, %.0f s to go.",
+          *(path.name, done / 1e9, total / 1e9, rate / 1e6),
+          (total - done) / rate,
+        )
+  return md5.hexdigest()
+
+
+def _check_count(part, path, number, allow_other):
+  official = OFFICIAL[part][3]
+  if not number:
+    raise errors.UserError(f"{path}: has no images")
+  if number != official and not allow_other:
+    raise errors.UserError(
+      f"{path}: {number:,} images, the official part has {official:,}; unpack "
+      f"the archive again, {_OTHERWISE}"
+    )
+
+
+def _list(part, path, allow_other):
+  logging.info("Listing %s.", path)
+  if path.is_file():
+    read = _train_members if part == "train" else _validation_members
+    return originals.members(path, read(path, whole=allow_other))
+  if part == "heldout" and not any(p.is_dir() for p in path.iterdir()):
+    rows = (
+      (file.name, None, file.stat().length, _validation_label(path, file.name))
+      for file in sorted(path.iterdir())
+    )
+    return originals.members(path, rows)
+  return originals.list_folder(path, synsets())
+
+
+def _train_members(path, *, whole):
+  """Yield (name, offset, bytes, label) of the images of the train archive."""
+  labels = {name: label for label, name in enumerate(synsets())}
+  with path.open("rb") as file:
+    for synset in _members(file, path, 0, path.stat().length, whole):
+      name = os.path.basename(synset.name).removesuffix(".tar")
+      if name not in labels:
+        raise errors.UserError(
+          f"{path}: {synset.name} is none of the 1,000 synsets; this is not "
+          "the archive of ILSVRC2012's training images (task 1 & 2)"
+        )
+      where = f"{path}, {synset.name}"
+      inner = _members(file, where, synset.offset_data, synset.size, whole)
+      for image in inner:
+        yield (
+          f"{synset.name}/{image.name}",
+          synset.offset_data + image.offset_data,
+          image.size,
+          labels[name],
+        )
+
+
+def _validation_members(path, *, whole):
+  """Yield (name, offset, bytes, label) of the validation archive."""
+  with path.open("rb") as file:
+    for image in _members(file, path, 0, path.stat().length, whole):
+      label = _validation_label(path, image.name)
+      yield image.name, image.offset_data, image.size, label
+
+
+def _validation_label(path, name):
+  listed = _listed("validation_labels.txt")
+  match = _VALIDATION_NAME.fullmatch(os.path.basename(name))
+  if not match or not 1 <= int(match[1]) <= len(listed):
+    raise errors.UserError(
+      f"{path}: {name} is no name of a validation image, which are "
+      "ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG"
+    )
+  return synsets().index(listed[int(match[1]) - 1])
+
+
+class _Window:
+  """A part of an open file, as a file of its own."""
+
+  def __init__(self, file, start, size):
+    self._file, self._start, self._size = file, start, size
+    self._position = 0
+
+  def seek(self, position):
+    self._position = position
+
+  def tell(self):
+    return self._position
+
+  def read(self, size):
+    size = max(0, min(size, self._size - self._position))
+    self._file.seek(self._start + self._position)
+    self._position += size
+    return self._file.read(size)
+
+
+def _members(file, where, start, size, whole):
+  """Yield the files of a tar inside a file, in its order.
+
+  Args:
+    file: open for reading bytes.
+    where: for messages.
+    start: of the tar in the file.
+    size: of the tar.
+    whole: make sure of the zeros that end it, where no md5 has.
+  """
+  cut = errors.UserError(
+    f"{where}: the archive is cut short or damaged; download or pack it again"
+  )
+  window, end = _Window(file, start, size), 0
+  try:
+    with tarfile.open(fileobj=window, mode="r:") as archive:
+      for member in archive:
+        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+        if end > size:
+          raise cut
+        if member.isfile():
+          yield member
+  except tarfile.TarError as error:
+    raise cut from error
+  window.seek(end)
+  if whole and window.read(_BLOCK) != bytes(_BLOCK):
+    raise cut

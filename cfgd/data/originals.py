@@ -1,0 +1,305 @@
+"""Original images before preparation: class folders, IDX files, TFDS sets.
+
+A part of a data set is a sequence that can be cut (`part[start:stop]`), sent to
+another process, and iterated over, which decodes the images: (image [H, W, C]
+uint8, label).
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import os
+import re
+import time
+
+from absl import logging
+from etils import epath
+import numpy as np
+
+from cfgd import errors
+from cfgd.data import images
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
+_PARTS = {
+  "train": ("train", "training"),
+  "heldout": ("heldout", "test", "val", "validation"),
+}
+_PROGRESS_SECONDS = 15.0
+_IDX_FILES = {"train": "train", "heldout": "t10k"}  # of MNIST and its kin
+_IDX_KINDS = ("images-idx3", "labels-idx1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Originals:
+  """What a data set is made from.
+
+  Attributes:
+    name: begins the id of the preprocessing.
+    class_names: in the order of the labels.
+    channels: of the images.
+    parts: {"train": sequence of images, "heldout": the same, if there is one}.
+    fingerprint: of the originals, so that what two preparations made of
+      different ones is not mixed.
+  """
+
+  name: str
+  class_names: tuple
+  channels: int
+  parts: dict
+  fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+  """Encoded images: files of a folder, or members of an archive.
+
+  Attributes:
+    root: the folder or the archive.
+    names: [N] bytes, for messages; below a folder the path.
+    offsets: [N] int64 in the archive; -1: a file of its own.
+    sizes: [N] int64 in bytes.
+    labels: [N] int32.
+  """
+
+  root: str
+  names: np.ndarray
+  offsets: np.ndarray
+  sizes: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, rows):
+    columns = (self.names, self.offsets, self.sizes, self.labels)
+    return Members(self.root, *(column[rows] for column in columns))
+
+  def __iter__(self):
+    for row, label in enumerate(self.labels):
+      name = os.fsdecode(self.names[row])
+      data = self._read(name, int(self.offsets[row]), int(self.sizes[row]))
+      try:
+        yield images.decode(data), int(label)
+      except ValueError as error:
+        raise errors.UserError(
+          f"{self.root}: {name} is damaged or no image ({error}); "
+          + self._cure(row)
+        ) from error
+
+  def _read(self, name, offset, size):
+    if offset < 0:
+      return (epath.Path(self.root) / name).read_bytes()
+    file = _opened(self.root)
+    file.seek(offset)
+    return file.read(size)
+
+  def _cure(self, row):
+    if self.offsets[row] < 0:
+      return "replace or remove the file"
+    return "download or pack the archive again"
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path):
+  return epath.Path(path).open("rb")
+
+
+def members(root, rows):
+  """Return `Members` of rows (name, offset or None, bytes, label)."""
+  rows = list(_with_progress(root, rows))
+  names, offsets, sizes, labels = zip(*rows, strict=True) if rows else [()] * 4
+  return Members(
+    root=os.fspath(root),
+    names=np.array([os.fsencode(name) for name in names], np.bytes_),
+    offsets=np.array([-1 if o is None else o for o in offsets], np.int64),
+    sizes=np.array(sizes, np.int64),
+    labels=np.array(labels, np.int32),
+  )
+
+
+def _with_progress(root, rows):
+  said = time.monotonic()
+  for number, row in enumerate(rows):
+    if time.monotonic() - said > _PROGRESS_SECONDS:
+      said = time.monotonic()
+      logging.info("Listing %s: %d images so far.", root, number)
+    yield row
+
+
+def fingerprint(parts):
+  """Return 8 hexadecimal digits for the names and sizes of `Members`."""
+  digest = hashlib.sha256()
+  for part, listed in sorted(parts.items()):
+    digest.update(f"{part} {len(listed)}".encode())
+    digest.update(b"\n".join(listed.names.tolist()))
+    digest.update(listed.sizes.tobytes())
+  return digest.hexdigest()[:8]
+
+
+def list_folder(folder, class_names):
+  """List a folder of class folders.
+
+  Args:
+    folder: path.
+    class_names: their names, in the order of the labels; those that are absent
+      have no images, others are refused.
+
+  Raises:
+    errors.UserError: a folder that is not a class, or has no images.
+  """
+  folder = epath.Path(folder)
+  labels = {name: label for label, name in enumerate(class_names)}
+  rows = []
+  for path in _subfolders(folder):
+    if path.name not in labels:
+      raise errors.UserError(
+        f"{path}: no such class; known are {_some(class_names)}"
+      )
+    before = len(rows)
+    with os.scandir(path) as entries:
+      rows += sorted(
+        (f"{path.name}/{e.name}", None, e.stat().st_size, labels[path.name])
+        for e in entries
+        if e.name.lower().endswith(_SUFFIXES) and not e.name.startswith(".")
+      )
+    if len(rows) == before:
+      raise errors.UserError(
+        f"{path}: no images in this class folder; remove it or fill it "
+        f"({', '.join(_SUFFIXES)})"
+      )
+  return members(folder, rows)
+
+
+def _subfolders(folder):
+  return sorted(
+    path
+    for path in folder.iterdir()
+    if path.is_dir() and not path.name.startswith(".")
+  )
+
+
+def _some(names):
+  names = list(names)
+  return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def find_folder(path):
+  """List `folder:PATH`: PATH/CLASS/* or PATH/train/CLASS/*, PATH/test/CLASS/*.
+
+  Classes are the names of the folders, in sorted order.
+  """
+  folder = epath.Path(path).expanduser()
+  if not folder.is_dir():
+    raise errors.UserError(f"data.source='folder:{path}': no such folder")
+  places = _folder_parts(folder)
+  class_names = tuple(p.name for p in _subfolders(places["train"]))
+  if not class_names:
+    raise errors.UserError(
+      f"{places['train']}: no class folders; images are expected as "
+      "PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg"
+    )
+  parts = {part: list_folder(p, class_names) for part, p in places.items()}
+  mark = fingerprint(parts)
+  return Originals(
+    name=f"folder.{word(folder.name)}.{mark}",
+    class_names=class_names,
+    channels=3,
+    parts=parts,
+    fingerprint=mark,
+  )
+
+
+def _folder_parts(folder):
+  """Return {"train": path} and, if there is one, {"heldout": path}."""
+  found = {
+    part: folder / name
+    for part, names in _PARTS.items()
+    for name in reversed(names)
+    if (folder / name).is_dir()
+  }
+  return found if "train" in found else {"train": folder}
+
+
+def word(name):
+  """Return a name that a path and TFDS can hold."""
+  return re.sub(r"\W+", "_", name).strip("_") or "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class IdxPart:
+  """Rows of a pair of IDX files; see `find_idx`."""
+
+  images: str
+  labels: str
+  start: int
+  stop: int
+
+  def __len__(self):
+    return self.stop - self.start
+
+  def __getitem__(self, rows):
+    start, stop, _ = rows.indices(len(self))
+    return dataclasses.replace(
+      self, start=self.start + start, stop=self.start + stop
+    )
+
+  def __iter__(self):
+    rows = slice(self.start, self.stop)
+    pictures = _read_idx(self.images)[rows, ..., None]
+    return zip(pictures, map(int, _read_idx(self.labels)[rows]), strict=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_idx(path):
+  """Return the array of an IDX file of bytes, gzipped or not."""
+  data = epath.Path(path).read_bytes()
+  try:
+    data = gzip.decompress(data) if path.endswith(".gz") else data
+    shape = np.frombuffer(data, ">u4", data[3], offset=4)
+    pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape))
+    return pixels.reshape(shape)
+  except (OSError, EOFError, ValueError, IndexError) as error:
+    raise errors.UserError(
+      f"{path}: not a whole IDX file ({error}); get it again"
+    ) from error
+
+
+def find_idx(path):
+  """Open `idx:PATH`: a folder with MNIST's four files, gzipped or not.
+
+  So come MNIST and Fashion-MNIST, the latter in Debian's package
+  dataset-fashion-mnist.
+  """
+  folder = epath.Path(path).expanduser()
+  parts, digest = {}, hashlib.sha256()
+  for part, prefix in _IDX_FILES.items():
+    pair = [_idx_file(folder, f"{prefix}-{kind}") for kind in _IDX_KINDS]
+    pictures, labels = map(_read_idx, pair)
+    if pictures.ndim != 3 or labels.shape != pictures.shape[:1]:
+      raise errors.UserError(
+        f"{pair[0]}, {pair[1]}: shapes {pictures.shape} and {labels.shape} do "
+        "not make images and their labels"
+      )
+    parts[part] = IdxPart(*pair, 0, len(labels))
+    digest.update(labels.tobytes())
+    digest.update(pictures.tobytes())
+  classes = int(_read_idx(parts["train"].labels).max()) + 1
+  mark = digest.hexdigest()[:8]
+  return Originals(
+    name=f"idx.{word(folder.name)}.{mark}",
+    class_names=tuple(map(str, range(classes))),
+    channels=1,
+    parts=parts,
+    fingerprint=mark,
+  )
+
+
+def _idx_file(folder, name):
+  for suffix in ("-ubyte.gz", "-ubyte"):
+    path = folder / (name + suffix)
+    if path.exists():
+      return os.fspath(path)
+  raise errors.UserError(
+    f"data.source='idx:{folder}': no {name}-ubyte[.gz] there"
+  )

@@ -1,0 +1,209 @@
+"""What FID, sFID, IS and the rest need of a set of images, chunk by chunk.
+
+Moments of all images and the features of some of them are kept in a folder as
+the work goes on, so that the same call after a crash goes on there.
+"""
+
+import io
+import time
+from typing import NamedTuple
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+
+from cfgd import distributed
+from cfgd import errors
+from cfgd import files
+from cfgd.metrics import extract
+from cfgd.metrics import image_sets
+from cfgd.metrics import scores
+
+
+class Collected(NamedTuple):
+  """Hold the sums over a set of images, and some of its rows.
+
+  Attributes:
+    features: moments of the features.
+    spatial: moments of the spatial features.
+    rows: [K, F] float32 features of the images that were to be kept.
+    probabilities: [K, C] float32 class probabilities of the same.
+  """
+
+  features: scores.Moments
+  spatial: scores.Moments
+  rows: np.ndarray
+  probabilities: np.ndarray
+
+
+def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
+  """Run a set of images through a network.
+
+  Args:
+    folder: for the parts, on a disk that all processes see. It belongs to these
+      images and this network; the caller deletes it when its result exists.
+    scorer: see `inception.scorer`.
+    params: its parameters.
+    images: see `image_sets`.
+    kept: [N] bool, whose features are kept. The others' memory is bounded by
+      the chunk.
+    chunk_size: images per part.
+    batch_size: images per device and call.
+
+  Returns:
+    Collected, the same in every process.
+
+  Raises:
+    errors.UserError: images that cannot be read.
+    errors.NonFiniteError: a feature is not finite.
+  """
+  folder = epath.Path(folder)
+  starts = range(0, len(images), chunk_size)
+  mine = starts[jax.process_index() :: jax.process_count()]
+  part = _part(jax.process_index())
+  done, sums = _read_sums(folder / part)
+  if done < len(mine):
+    image_sets.check_pixels(images[:chunk_size], images.name)
+    params = distributed.replicate_locally(params)
+  progress = _Progress(images, mine[done:], chunk_size)
+  for number, start in enumerate(mine[done:], start=done + 1):
+    span = _Span(images, start, min(start + chunk_size, len(images)))
+    features, probabilities, spatial = _run(
+      scorer, params, span, batch_size, progress
+    )
+    chosen = kept[start : span.stop]
+    _save(
+      folder / _rows_name(start),
+      rows=features[chosen],
+      probabilities=probabilities[chosen],
+    )
+    sums = _plus(sums, [_moments(features), _moments(spatial)])
+    _write_sums(folder / part, number, sums)
+  distributed.barrier("features")
+  collected = _assemble(folder, starts)
+  distributed.barrier("features read")  # before anyone deletes them
+  return collected
+
+
+class _Span:
+  """A slice of a set of images, read when it is asked for."""
+
+  def __init__(self, images, start, stop):
+    self._images, self.start, self.stop = images, start, stop
+    self.name = images.name
+
+  def __len__(self):
+    return self.stop - self.start
+
+  def __getitem__(self, rows):
+    return self._images[self.start + rows.start : self.start + rows.stop]
+
+
+class _Progress:
+  """Says how far it is, how fast, and how long it will take."""
+
+  def __init__(self, images, starts, chunk_size):
+    self._name = images.name
+    self._total = sum(min(chunk_size, len(images) - start) for start in starts)
+    self._done = 0
+    self._begin = time.monotonic()
+    logging.info("Features of %d images of %s.", self._total, self._name)
+
+  def add(self, count):
+    self._done += count
+    seconds = time.monotonic() - self._begin
+    logging.log_every_n_seconds(
+      logging.INFO,
+      "%d of %d images, %.1f images/s, ETA %.0f s.",
+      10,
+      self._done,
+      self._total,
+      self._done / seconds,
+      (self._total - self._done) * seconds / self._done,
+    )
+
+
+def _run(scorer, params, span, batch_size, progress):
+  parts = []
+  for outputs in extract.batches(scorer, params, span, batch_size=batch_size):
+    parts.append(outputs)
+    progress.add(len(outputs[0]))
+  outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
+  finite = np.all([np.isfinite(out).all(axis=1) for out in outputs], axis=0)
+  if not finite.all():
+    raise errors.NonFiniteError(
+      f"the features of {(~finite).sum()} of {len(finite)} images are not "
+      f"finite (first: image {span.start + int(np.argmin(finite))} of "
+      f"{span.name}); check the network's weights"
+    )
+  return outputs
+
+
+def _moments(rows):
+  return scores.add(scores.empty_moments(rows.shape[1]), rows)
+
+
+def _plus(sums, more):
+  if not sums:
+    return more
+  return [scores.merge(a, b) for a, b in zip(sums, more, strict=True)]
+
+
+# Files: sums of a process, rows of a chunk. The rows are written first.
+
+
+def _part(process):
+  return f"sums_{process}_of_{jax.process_count()}.npz"
+
+
+def _rows_name(start):
+  return f"rows_{start:07d}.npz"
+
+
+def _save(path, **arrays):
+  with files.open_atomic(path) as file:
+    np.savez(file, **arrays)
+
+
+def _load(path):
+  with np.load(io.BytesIO(path.read_bytes())) as arrays:
+    return dict(arrays)
+
+
+def _write_sums(path, done, sums):
+  arrays = {"done": done}
+  for index, moments in enumerate(sums):
+    for field, value in moments._asdict().items():
+      arrays[f"{field}_{index}"] = value
+  _save(path, **arrays)
+
+
+def _read_sums(path):
+  """Return (chunks done, [moments of features, of spatial features])."""
+  if not path.exists():
+    return 0, None
+  arrays = _load(path)
+  sums = [
+    scores.Moments(
+      int(arrays[f"count_{index}"]),
+      arrays[f"mean_{index}"],
+      arrays[f"scatter_{index}"],
+    )
+    for index in range(2)
+  ]
+  return int(arrays["done"]), sums
+
+
+def _assemble(folder, starts):
+  sums = None
+  for process in range(jax.process_count()):
+    done, more = _read_sums(folder / _part(process))
+    if done:
+      sums = _plus(sums, more)
+  chunks = [_load(folder / _rows_name(start)) for start in starts]
+  rows, probabilities = (
+    np.concatenate([chunk[name] for chunk in chunks])
+    for name in ("rows", "probabilities")
+  )
+  return Collected(*sums, rows, probabilities)

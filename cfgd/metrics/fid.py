@@ -1,0 +1,345 @@
+"""FID, sFID, IS, precision, recall and KID of sets of images, by Inception."""
+
+import functools
+import json
+
+from absl import logging
+from etils import epath
+import numpy as np
+
+from cfgd import config as config_lib
+from cfgd import distributed
+from cfgd import errors
+from cfgd import files
+from cfgd.convert import inception as inception_weights
+from cfgd.data import sources
+from cfgd.metrics import collect
+from cfgd.metrics import image_sets
+from cfgd.metrics import inception
+from cfgd.metrics import references
+from cfgd.metrics import scores
+
+FULL = 50_000
+
+
+def suffix(count):
+  """Return what follows a metric's name: nothing at the full protocol alone."""
+  if count == FULL:
+    return ""
+  return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+def evaluate(config, samples, reference, preprocessing=""):
+  """Score a set of samples and write the result beside it.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    samples: see `image_sets.open_images`.
+    reference: what to compare with: statistics, a set of images, or the
+      config's data.source.
+    preprocessing: id that the reference must have; "" takes any.
+
+  Returns:
+    Dict with "protocol", "metrics" (name -> float), "num_samples" and
+    "provenance"; read from where it was written if it was computed before.
+
+  Raises:
+    errors.UserError: bad input; nothing is written.
+    errors.NonFiniteError: features that are not finite.
+  """
+  config_lib.validate_sampling(config)
+  images = _open_samples(config, samples)
+  wanted = {"image_size": list(images.shape[:2])}
+  if preprocessing:
+    wanted["preprocessing"] = preprocessing
+  network, reference = prepare(config, reference, wanted)
+  result, about = _plan(config, images, network, reference)
+  if result.exists():
+    recorded = json.loads(result.read_text())
+    if recorded["provenance"] == about:
+      logging.info("Metrics are there: %s", result)
+      return recorded
+  folder = _scratch(result, about)
+  collected = _collect(config, network, images, len(images), folder)
+  report = {
+    "protocol": config.metrics.protocol,
+    "metrics": _score(config.metrics, collected, reference),
+    "num_samples": len(images),
+    "provenance": about,
+  }
+  if distributed.is_lead():
+    files.write_atomic(result, json.dumps(report, indent=2) + "\n")
+    folder.rmtree(missing_ok=True)
+  distributed.barrier("metrics")
+  logging.info("%s", line(report))
+  return report
+
+
+def evaluate_blocks(config, samples, reference):
+  """Score several sets of samples, as of several seeds.
+
+  Args:
+    config: see `evaluate`.
+    samples: list of at least one set.
+    reference: see `evaluate`.
+
+  Returns:
+    The report of a single set; of several, "blocks" (their reports), and
+    "mean", "std" (ddof 0) and "min" of each metric.
+  """
+  blocks = [evaluate(config, one, reference) for one in samples]
+  if len(blocks) == 1:
+    return blocks[0]
+  names = [sorted(block["metrics"]) for block in blocks]
+  if any(other != names[0] for other in names):
+    raise errors.UserError(
+      f"samples: blocks of {[b['num_samples'] for b in blocks]} images; their "
+      "scores are comparable only at one number"
+    )
+  report = {"protocol": config.metrics.protocol, "blocks": blocks}
+  for kind, reduce in (("mean", np.mean), ("std", np.std), ("min", np.min)):
+    report[kind] = {
+      name: float(reduce([block["metrics"][name] for block in blocks]))
+      for name in blocks[0]["metrics"]
+    }
+  return report
+
+
+def line(report):
+  """Return a result as one line."""
+  metrics = ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items())
+  return f"{report['protocol']}: {metrics}"
+
+
+def _plan(config, images, network, reference):
+  """Return (path of the result, what it depends on)."""
+  metrics = config.metrics
+  path = epath.Path(images.name)
+  stem = path.name.removesuffix(".npz")
+  about = {
+    "samples_sha256": images.fingerprint,
+    "feature_network": network.name,
+    "protocol": metrics.protocol,
+    "reference": reference.about,
+    "num_splits": metrics.num_splits,
+    "neighbours": metrics.neighbours,
+  }
+  return path.with_name(f"{stem}.{metrics.protocol}.metrics.json"), about
+
+
+def _scratch(result, about):
+  digest = config_lib.digest(about)
+  return result.with_name(result.name.removesuffix(".json") + f"-{digest}.part")
+
+
+class Network:
+  """Inception by one protocol.
+
+  Attributes:
+    scorer: see `inception.scorer`.
+    params: its parameters.
+    name: with the hash of the weights.
+  """
+
+  def __init__(self, protocol, path, cache_dir):
+    self.scorer = inception.scorer(protocol)
+    self.params, self.name = inception_weights.load(path, cache_dir)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_network(protocol, path, cache_dir):
+  return Network(protocol, path, cache_dir)
+
+
+def _network(config):
+  metrics = config.metrics
+  return _load_network(metrics.protocol, metrics.inception, metrics.cache_dir)
+
+
+def _open_samples(config, samples):
+  images = image_sets.open_images(samples)
+  metrics = config.metrics
+  _check_images(images, metrics.min_images)
+  for field, needed in (
+    ("num_splits", metrics.num_splits),
+    ("neighbours", metrics.neighbours + 1),
+  ):
+    if len(images) < needed:
+      raise errors.UserError(
+        f"metrics.{field}={metrics[field]}: {samples} has only {len(images)} "
+        "images; lower it or sample more"
+      )
+  return images
+
+
+def _check_images(images, at_least):
+  if images.shape[2] != 3:
+    raise errors.UserError(
+      f"{images.name}: {images.shape[2]} channels; Inception needs 3"
+    )
+  if len(images) < at_least:
+    raise errors.UserError(
+      f"{images.name}: {len(images)} images; a covariance of "
+      f"{inception.NUM_FEATURES} features needs at least {at_least} (lower "
+      "--config.metrics.min_images to try things out)"
+    )
+
+
+def _collect(config, network, images, keep, folder):
+  """Return Collected, with the features of `keep` images kept."""
+  count = len(images)
+  kept = np.zeros(count, bool)
+  kept[np.random.default_rng(0).permutation(count)[:keep]] = True
+  return collect.collect(
+    folder,
+    network.scorer,
+    network.params,
+    images,
+    kept=kept,
+    chunk_size=config.metrics.chunk_size,
+    batch_size=config.metrics.inception_batch_size,
+  )
+
+
+# References.
+
+
+def make_reference(config, reference, path):
+  """Compute statistics of a data set or a set of images, and write them.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    reference: the config's data.source, or see `image_sets.open_images`.
+    path: of the .npz; one that is there is checked and kept.
+
+  Returns:
+    What the statistics are of, as a dict.
+  """
+  config_lib.validate_sampling(config)
+  images = _reference_images(config, reference)
+  network = _network(config)
+  about = _about(config, network, images)
+  path = epath.Path(path)
+  if path.exists():
+    references.check(references.read(path).about, about, path)
+    logging.info("Statistics are there: %s", path)
+  else:
+    _make(config, network, images, about, path)
+  return about
+
+
+def prepare(config, reference, wanted):
+  """Open a reference, making its statistics where they are missing.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    reference: see `evaluate`.
+    wanted: what its `about` has to say besides protocol and network.
+
+  Returns:
+    (Network, Reference).
+
+  Raises:
+    errors.UserError: reference or weights are missing or do not fit.
+  """
+  if references.has_statistics(reference):
+    found = references.read(reference)
+    references.check(found.about, wanted, reference)
+    network = _network(config)
+    by = {
+      "protocol": config.metrics.protocol,
+      "feature_network": network.name,
+    }
+    references.check(found.about, by, reference)
+    if found.rows is None and found.has_images:
+      images = image_sets.NpzImages(reference)
+      found.rows = _cached(config, network, images).rows
+    return network, found
+  images = _reference_images(config, reference)
+  about = {
+    "image_size": list(images.shape[:2]),
+    "preprocessing": images.preprocessing,
+  }
+  references.check(about, wanted, reference)
+  network = _network(config)
+  return network, _cached(config, network, images)
+
+
+def _cached(config, network, images):
+  """Return the Reference of a set of images, kept in the cache folder."""
+  about = _about(config, network, images)
+  name = f"reference-{config_lib.digest(about)}.npz"
+  path = epath.Path(config.metrics.cache_dir).expanduser() / name
+  if not path.exists():
+    _make(config, network, images, about, path)
+  return references.read(path)
+
+
+def _reference_images(config, reference):
+  if epath.Path(reference).exists():
+    images = image_sets.open_images(reference)
+  elif reference == config.data.source:
+    arguments = config_lib.source_arguments(config)
+    source = sources.load(reference, "train", **arguments)
+    images = image_sets.SourceImages(source)
+  else:
+    raise errors.UserError(
+      f"reference {reference}: no such file, and not the data.source of "
+      f"--config, '{config.data.source}' (for a data set add its --config)"
+    )
+  metrics = config.metrics
+  _check_images(images, max(metrics.min_images, metrics.neighbours + 1))
+  return images
+
+
+def _about(config, network, images):
+  return {
+    "images": images.fingerprint,
+    "preprocessing": images.preprocessing,
+    "image_size": list(images.shape[:2]),
+    "count": len(images),
+    "protocol": config.metrics.protocol,
+    "feature_network": network.name,
+    "features": min(config.metrics.reference_features, len(images)),
+  }
+
+
+def _make(config, network, images, about, path):
+  folder = path.with_name(path.name.removesuffix(".npz") + ".part")
+  collected = _collect(config, network, images, about["features"], folder)
+  if distributed.is_lead():
+    references.write(path, references.from_collected(collected, about))
+    folder.rmtree(missing_ok=True)
+  distributed.barrier("reference")
+  logging.info("Statistics of %d images: %s", len(images), path)
+
+
+# Scores.
+
+
+def _score(metrics, collected, reference):
+  count = collected.features.count
+  mean, std = scores.inception_score(
+    collected.probabilities, metrics.num_splits, np.random.default_rng(0)
+  )
+  values = {
+    "fid": scores.frechet_distance(
+      *reference.statistics,
+      *scores.mean_and_covariance(collected.features),
+      root_1=reference.root,
+    ),
+    "is": mean,
+    "is_std": std,
+  }
+  if reference.spatial:
+    values["sfid"] = scores.frechet_distance(
+      *reference.spatial,
+      *scores.mean_and_covariance(collected.spatial),
+      root_1=reference.spatial_root,
+    )
+  if reference.rows is not None:
+    values["precision"], values["recall"] = scores.precision_recall(
+      reference.rows, collected.rows, metrics.neighbours
+    )
+    values["kid"] = scores.kernel_distance(reference.rows, collected.rows)
+  return {name + suffix(count): float(v) for name, v in values.items()}

@@ -1,0 +1,299 @@
+"""Sets of uint8 images to score, from files, a batch at a time.
+
+Each set has a length, the `shape` (H, W, C) of its images, a `name` for
+messages, a `fingerprint` of what it holds, an id of its `preprocessing` (None:
+unknown), and gives [n, H, W, C] uint8 for a slice. What can be known to be
+wrong is refused when it is opened.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import io
+import zipfile
+import zlib
+
+from etils import epath
+import numpy as np
+import PIL.Image
+
+from cfgd import errors
+from cfgd.sampling import store
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_MODES = ("RGB", "L", "P", "1")  # of images that are RGB or shown as such
+_THREADS = 8
+_BLOCK_BYTES = 2**24
+
+
+def open_images(path):
+  """Open a set of images.
+
+  Args:
+    path: an .npz with `arr_0`, a folder with the sampler's chunks, or a folder
+      of PNG and JPEG files (subfolders too), in the order of their names.
+
+  Returns:
+    A set of images, see above.
+
+  Raises:
+    errors.UserError: no images there, or not uint8 images of one size.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    raise errors.UserError(f"{path}: no such file; sample first")
+  if not path.is_dir():
+    return NpzImages(path)
+  chunks = store.complete(path)
+  if chunks:
+    return ChunkImages(path, chunks)
+  return FileImages(path)
+
+
+def check_pixels(images, name):
+  """Refuse images that were cast from [0, 1] to uint8.
+
+  Args:
+    images: [n, H, W, C] uint8.
+    name: of the set, for the message.
+
+  Raises:
+    errors.UserError: no pixel is above 1.
+  """
+  if images.max() <= 1:
+    raise errors.UserError(
+      f"{name}: the first {len(images)} images have no pixel above 1; needed "
+      "0 to 255 (scale images in [0, 1] before casting them to uint8)"
+    )
+
+
+def unreadable(path, error):
+  """Return the error of a file that is no .npz with images."""
+  return errors.UserError(f"{path}: not an .npz with images as arr_0 ({error})")
+
+
+class NpzImages:
+  """Images as `arr_0` of an .npz, read from the disk as needed."""
+
+  preprocessing = None
+
+  def __init__(self, path):
+    self._path = epath.Path(path)
+    self.name = str(path)
+    self._position = None
+    try:
+      self._open()
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise unreadable(path, error) from error
+    if self._dtype != np.uint8 or len(self._whole) != 4 or self._fortran:
+      raise errors.UserError(
+        f"{path}: arr_0 is {self._dtype} {list(self._whole)}"
+        f"{self._values()}; needed: uint8 [N, H, W, C] from 0 to 255"
+      )
+    if not self._whole[0]:
+      raise errors.UserError(f"{path}: arr_0 has no images")
+    self.shape = self._whole[1:]
+    self._check_sum()
+
+  def _check_sum(self):
+    """Read all of it, since a damaged part is else found after hours."""
+    try:
+      while self._file.read(_BLOCK_BYTES):
+        pass
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+      raise unreadable(self._path, error) from error
+    self._position = None
+
+  def _open(self):
+    """Go to the first image."""
+    archive = zipfile.ZipFile(self._path.open("rb"))
+    self._file = archive.open("arr_0.npy")
+    version = np.lib.format.read_magic(self._file)
+    read_header = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    self._whole, self._fortran, self._dtype = read_header(self._file)
+    self._position = 0
+
+  def _values(self):
+    """Say what range arrays of another type have, for the message."""
+    if self._dtype.hasobject or 0 in self._whole:
+      return ""
+    count = min(_BLOCK_BYTES // self._dtype.itemsize, np.prod(self._whole))
+    data = self._file.read(int(count) * self._dtype.itemsize)
+    values = np.frombuffer(data, self._dtype)
+    if not len(values) or values.dtype.kind not in "iuf":
+      return ""
+    return f" with values from {values.min():.4g} to {values.max():.4g}"
+
+  def __len__(self):
+    return self._whole[0]
+
+  def __getitem__(self, rows):
+    start, stop, _ = rows.indices(len(self))
+    image_bytes = int(np.prod(self.shape))
+    try:
+      if self._position is None or start < self._position:
+        self._open()
+      while self._position < start:
+        step = min(start - self._position, max(1, _BLOCK_BYTES // image_bytes))
+        self._read(step * image_bytes)
+        self._position += step
+      data = self._read((stop - start) * image_bytes)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+      raise unreadable(self._path, error) from error
+    self._position = stop
+    return np.frombuffer(data, np.uint8).reshape(-1, *self.shape)
+
+  def _read(self, size):
+    data = self._file.read(size)
+    if len(data) != size:
+      raise EOFError(f"arr_0 ends {size - len(data)} bytes early")
+    return data
+
+  @functools.cached_property
+  def fingerprint(self):
+    """SHA-256 of the file, its first 16 digits."""
+    with self._path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+class ChunkImages:
+  """Images of the sampler's chunk store."""
+
+  preprocessing = None
+
+  def __init__(self, folder, chunks):
+    self._folder, self._chunks = epath.Path(folder), chunks
+    self.name = str(folder)
+    self._load = functools.lru_cache(maxsize=2)(self._chunk)
+    self.shape = self._chunk(*chunks[0]).shape[1:]
+
+  def _chunk(self, start, stop):
+    try:
+      images = store.read_images(self._folder, start, stop)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise errors.UserError(
+        f"{self.name}: the chunk of images {start} to {stop} cannot be read "
+        f"({error}); delete it and sample again"
+      ) from error
+    if images.dtype != np.uint8 or len(images) != stop - start:
+      raise errors.UserError(
+        f"{self.name}: the chunk of images {start} to {stop} has "
+        f"{images.dtype} {list(images.shape)}; delete it and sample again"
+      )
+    return images
+
+  def __len__(self):
+    return self._chunks[-1][1]
+
+  def __getitem__(self, rows):
+    start, stop, _ = rows.indices(len(self))
+    parts = [
+      self._load(first, last)[max(start - first, 0) : stop - first]
+      for first, last in self._chunks
+      if first < stop and last > start
+    ]
+    return np.concatenate(parts)
+
+  @functools.cached_property
+  def fingerprint(self):
+    """SHA-256 over the pixels, its first 16 digits."""
+    digest = hashlib.sha256()
+    for start, stop in self._chunks:
+      digest.update(self._chunk(start, stop).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class FileImages:
+  """Images as PNG and JPEG files of one size; grey ones become RGB."""
+
+  preprocessing = None
+
+  def __init__(self, folder):
+    self.name = str(folder)
+    self._paths = sorted(
+      path
+      for path in _walk(epath.Path(folder))
+      if path.suffix.lower() in _SUFFIXES
+    )
+    if not self._paths:
+      raise errors.UserError(
+        f"{folder}: neither chunk_*.npz from image 0 on nor images "
+        f"({', '.join(_SUFFIXES)}) in this folder"
+      )
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      sizes = pool.map(_size_of, self._paths)
+      first = next(sizes)
+      for path, size in zip(self._paths[1:], sizes, strict=True):
+        if size != first:
+          raise errors.UserError(
+            f"{path}: {size[0]}x{size[1]} pixels, but {self._paths[0]} has "
+            f"{first[0]}x{first[1]}; all images must have one size"
+          )
+    width, height = first
+    self.shape = (height, width, 3)
+
+  def __len__(self):
+    return len(self._paths)
+
+  def __getitem__(self, rows):
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      return np.stack(list(pool.map(_decode, self._paths[rows])))
+
+  @functools.cached_property
+  def fingerprint(self):
+    """SHA-256 over the files in order, its first 16 digits."""
+    digest = hashlib.sha256()
+    for path in self._paths:
+      digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _walk(folder):
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _walk(path)
+    else:
+      yield path
+
+
+def _opened(path, file):
+  try:
+    image = PIL.Image.open(file)
+  except (OSError, ValueError, SyntaxError) as error:
+    raise errors.UserError(f"{path}: not an image ({error})") from error
+  if image.mode not in _MODES:
+    raise errors.UserError(
+      f"{path}: an image of mode {image.mode}; needed: RGB or grey, 8 bits"
+    )
+  return image
+
+
+def _size_of(path):
+  with path.open("rb") as file:
+    return _opened(path, file).size
+
+
+def _decode(path):
+  image = _opened(path, io.BytesIO(path.read_bytes()))
+  try:
+    return np.asarray(image.convert("RGB"))
+  except (OSError, ValueError, SyntaxError) as error:
+    raise errors.UserError(f"{path}: a damaged image ({error})") from error
+
+
+class SourceImages:
+  """Images of a data set, see `data.sources`."""
+
+  def __init__(self, source):
+    self._source = source
+    self.name = self.fingerprint = self.preprocessing = source.preprocessing
+    self.shape = source.image_shape
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, rows):
+    return self._source.read(np.arange(len(self))[rows])["image"]

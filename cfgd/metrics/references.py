@@ -1,0 +1,191 @@
+"""Reference statistics: made once, or published by others.
+
+Ours are an .npz with mu, sigma, mu_s, sigma_s (of the spatial features), the
+features of a part of the images, and `about`: JSON that says of what images, by
+which protocol and network. guided-diffusion's have the first four, and images
+as arr_0; pytorch-fid's have mu and sigma.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import zipfile
+
+from etils import epath
+import numpy as np
+
+from cfgd import errors
+from cfgd import files
+from cfgd.metrics import image_sets
+from cfgd.metrics import inception
+from cfgd.metrics import scores
+
+
+@dataclasses.dataclass(eq=False)
+class Reference:
+  """What samples are compared with.
+
+  Attributes:
+    statistics: (mean, covariance) of the features.
+    spatial: the same of the spatial features, or None.
+    rows: [K, 2048] features for precision, recall and KID, or None.
+    about: dict of what this is; "foreign" where others made it.
+    has_images: whether arr_0 beside it has images to take rows from.
+  """
+
+  statistics: tuple[np.ndarray, np.ndarray]
+  spatial: tuple[np.ndarray, np.ndarray] | None
+  rows: np.ndarray | None
+  about: dict
+  has_images: bool = False
+
+  @functools.cached_property
+  def root(self):
+    """Factor of the covariance, computed once for many sets of samples."""
+    return scores.factor(self.statistics[1])
+
+  @functools.cached_property
+  def spatial_root(self):
+    """The same of the spatial features."""
+    return scores.factor(self.spatial[1])
+
+
+def from_collected(collected, about):
+  """Return the Reference of a `collect.Collected`."""
+  return Reference(
+    scores.mean_and_covariance(collected.features),
+    scores.mean_and_covariance(collected.spatial),
+    collected.rows,
+    about,
+  )
+
+
+def write(path, reference):
+  """Write statistics that `read` reads, and guided-diffusion and pytorch-fid.
+
+  Args:
+    path: of the .npz.
+    reference: Reference with spatial statistics and rows.
+  """
+  with files.open_atomic(path) as file:
+    np.savez(
+      file,
+      mu=reference.statistics[0],
+      sigma=reference.statistics[1],
+      mu_s=reference.spatial[0],
+      sigma_s=reference.spatial[1],
+      features=reference.rows,
+      about=json.dumps(reference.about),
+    )
+
+
+def has_statistics(path):
+  """Say whether a file is an .npz with statistics rather than only images."""
+  path = epath.Path(path)
+  if not path.is_file():
+    return False
+  try:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+      return "mu.npy" in archive.namelist()
+  except zipfile.BadZipFile:
+    return False
+
+
+def read(path):
+  """Read statistics, ours or others'; the last ones are kept in memory.
+
+  Args:
+    path: of the .npz.
+
+  Returns:
+    Reference.
+
+  Raises:
+    errors.UserError: damaged, or not of Inception's 2048 features.
+  """
+  path = epath.Path(path)
+  if not path.is_file():
+    raise errors.UserError(f"{path}: no such file")
+  return _read(path, path.stat().mtime)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path, mtime):
+  del mtime  # another file under this name is read anew
+  try:
+    with path.open("rb") as file, np.load(file) as arrays:
+      pairs = [_pair(arrays, suffix) for suffix in ("", "_s")]
+      rows = arrays.get("features")
+      has_images = "arr_0" in arrays
+      about = (
+        json.loads(str(arrays["about"]))
+        if "about" in arrays
+        else _foreign(path, has_images)
+      )
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise errors.UserError(
+      f"{path}: not an .npz of statistics ({error})"
+    ) from error
+  dims = inception.NUM_FEATURES, inception.NUM_SPATIAL
+  for pair, dim, name in zip(pairs, dims, ("mu", "mu_s"), strict=True):
+    _check(path, name, pair, dim)
+  return Reference(*pairs, rows, about, has_images)
+
+
+def _foreign(path, has_images):
+  """Return what can be said of a file that does not say what it is."""
+  with path.open("rb") as file:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  about = {"foreign": f"{path.name}, sha256 {sha256[:16]}"}
+  if has_images:
+    about["image_size"] = list(image_sets.NpzImages(path).shape[:2])
+  return about
+
+
+def _pair(arrays, suffix):
+  """Return (mean, covariance), or None where the file has none."""
+  if f"mu{suffix}" not in arrays:
+    return None
+  return tuple(
+    np.asarray(arrays[f"{name}{suffix}"], np.float64)
+    for name in ("mu", "sigma")
+  )
+
+
+def _check(path, name, pair, dim):
+  if pair is None:
+    if name == "mu":
+      raise errors.UserError(f"{path}: no array mu; not statistics")
+    return
+  shapes = [array.shape for array in pair]
+  if shapes != [(dim,), (dim, dim)]:
+    raise errors.UserError(
+      f"{path}: {name} and its covariance are {shapes[0]} and {shapes[1]}; "
+      f"needed: ({dim},) and ({dim}, {dim})"
+    )
+  for array in pair:
+    if not np.isfinite(array).all():
+      raise errors.UserError(
+        f"{path}: {name} or its covariance has numbers that are not finite"
+      )
+
+
+def check(about, wanted, name):
+  """Refuse statistics of other images, another network or protocol.
+
+  Args:
+    about: of the reference; what nobody has written down is not checked.
+    wanted: the entries that must be the same.
+    name: of the reference, for the message.
+
+  Raises:
+    errors.UserError: naming the first that differs.
+  """
+  for field, value in wanted.items():
+    found = about.get(field)
+    if found is not None and found != value:
+      raise errors.UserError(
+        f"reference {name} has {field} {found}, not {value}: make one that "
+        "fits with --make_reference"
+      )

@@ -1,0 +1,501 @@
+"""From ImageNet's archives and other originals to prepared sets."""
+
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from cfgd import errors
+from cfgd.data import imagenet  # noqa: F401, makes its builder known
+from cfgd.data import imagenet_archives
+from cfgd.data import pipeline
+from cfgd.data import prepare
+from cfgd.data import sources
+from cfgd.training import loop
+from tests.data import imagenet_like
+from tests.data.test_images import weights
+
+SIZE = 8
+TRAIN, VALIDATION, SYNSETS = 70, 7, (0, 3, 999)
+IMAGENET = {"crop": 0, "image_size": SIZE, "channels": 3, "num_classes": 1000}
+
+
+def run(source, data_dir, manual_dir="", **changes):
+  arguments = {
+    "image_size": SIZE,
+    "crop": 0,
+    "data_dir": os.fspath(data_dir),
+    "manual_dir": os.fspath(manual_dir),
+    "workers": 1,
+    "allow_other": True,
+  }
+  return pathlib.Path(prepare.prepare(source, **arguments | changes))
+
+
+def run_imagenet(data_dir, manual_dir, **changes):
+  return run(f"imagenet{SIZE}", data_dir, manual_dir, **changes)
+
+
+def load(source, data_dir, part="train", **changes):
+  return sources.load(
+    source, part, data_dir=os.fspath(data_dir), **IMAGENET | changes
+  )
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+  return imagenet_like.write(
+    tmp_path_factory.mktemp("archives"),
+    train=TRAIN,
+    validation=VALIDATION,
+    synsets=SYNSETS,
+  )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory, archives):
+  data_dir = tmp_path_factory.mktemp("data")
+  run_imagenet(data_dir, archives)
+  return data_dir
+
+
+def box_mean(data):
+  """Return what the pixels must be before rounding, float64."""
+  image = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"), float)
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  square = image[top : top + side, left : left + side]
+  matrix = weights(side, SIZE)
+  return np.einsum("ai,bj,ijc->abc", matrix, matrix, square, optimize=True)
+
+
+def test_every_pixel_is_the_mean_over_its_box(data_dir):
+  source = load(f"imagenet{SIZE}", data_dir)
+  dealt = imagenet_like.train_members(TRAIN, SYNSETS)
+  expected = [
+    (data, SYNSETS[list(dealt).index(synset)])
+    for synset in list(dealt)[::-1]  # as the archive has them
+    for _, data in dealt[synset]
+  ]
+  batch = source.read(range(TRAIN))
+  assert len(source) == TRAIN
+  for i, (data, label) in enumerate(expected):
+    assert np.abs(batch["image"][i] - box_mean(data)).max() <= 0.5 + 1e-3
+    assert batch["label"][i] == label
+
+
+def test_validation_labels_are_by_number(data_dir):
+  source = load(f"imagenet{SIZE}", data_dir, "heldout")
+  folder = tfds.core.tfds_path("datasets/imagenet2012")
+  names = (folder / "validation_labels.txt").read_text().split()
+  synsets = sorted(set(names))
+  for i, (_, data) in enumerate(imagenet_like.validation_members(VALIDATION)):
+    example = source[i]
+    assert synsets[example["label"]] == names[i]
+    assert np.abs(example["image"] - box_mean(data)).max() <= 0.5 + 1e-3
+
+
+def test_folders_make_the_same_set_as_archives(tmp_path, data_dir):
+  for synset, members in imagenet_like.train_members(TRAIN, SYNSETS).items():
+    for name, data in members:
+      path = tmp_path / "train" / synset / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(data)
+  (tmp_path / "val").mkdir()
+  for name, data in imagenet_like.validation_members(VALIDATION):
+    (tmp_path / "val" / name).write_bytes(data)
+  run_imagenet(tmp_path / "data", tmp_path)
+  for part, number in (("train", TRAIN), ("heldout", VALIDATION)):
+    archived, unpacked = (
+      load(f"imagenet{SIZE}", home, part).read(range(number))
+      for home in (data_dir, tmp_path / "data")
+    )
+    # In another order: the archive has its synsets in its own.
+    assert examples(archived) == examples(unpacked)
+
+
+def examples(batch):
+  pairs = zip(batch["image"], batch["label"], strict=True)
+  return sorted((int(label), image.tobytes()) for image, label in pairs)
+
+
+def test_tfds_reads_the_set(data_dir):
+  path = data_dir / f"imagenet_area/{SIZE}x{SIZE}/1.0.0"
+  builder = tfds.builder_from_directory(path)
+  theirs = builder.as_data_source("train")
+  ours = load(f"imagenet{SIZE}", data_dir)
+  assert len(theirs) == len(ours) == TRAIN
+  for i in (0, 41, TRAIN - 1):
+    np.testing.assert_array_equal(theirs[i]["image"], ours[i]["image"])
+    assert theirs[i]["label"] == ours[i]["label"]
+  assert builder.info.metadata["preprocessing"] == ours.preprocessing
+  assert builder.info.features["label"].int2str(999) == "n15075141"
+
+
+def test_the_builder_prepares_and_reads(tmp_path, archives, monkeypatch):
+  official(monkeypatch, archives)
+  builder = tfds.builder("imagenet_area/64x64", data_dir=tmp_path)
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=archives)
+  )
+  theirs = tfds.data_source(
+    "imagenet_area/64x64", split="heldout", data_dir=tmp_path
+  )
+  ours = load("imagenet64", tmp_path, "heldout", image_size=64)
+  np.testing.assert_array_equal(theirs[3]["image"], ours[3]["image"])
+
+
+KILLED = """
+import os, signal, sys
+from cfgd.data import images, prepare
+crop, count = images.preprocess, iter(range({images}))
+def preprocess(*args, **kwargs):
+  if next(count, None) is None:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return crop(*args, **kwargs)
+images.preprocess = preprocess
+prepare.prepare("imagenet{size}", image_size=0, crop=0, data_dir=sys.argv[1],
+  manual_dir=sys.argv[2], workers=1, allow_other=True)
+"""
+
+
+def test_a_killed_preparation_goes_on(tmp_path, archives, data_dir):
+  script = KILLED.format(size=SIZE, images=50)  # in the second shard
+  process = subprocess.run(
+    [sys.executable, "-c", script, tmp_path, archives],
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert process.returncode == -signal.SIGKILL
+  half = tmp_path / f"imagenet_area/{SIZE}x{SIZE}/1.0.0.incomplete"
+  (done,) = half.glob("imagenet_area-train*")
+  before = done.stat().st_mtime_ns
+  with pytest.raises(errors.UserError, match=r"not finished, go on: python"):
+    load(f"imagenet{SIZE}", tmp_path)
+  path = run_imagenet(tmp_path, archives)
+  assert (path / done.name).stat().st_mtime_ns == before
+  assert not half.exists()
+  assert not [p for p in path.iterdir() if "tmp" in p.name]
+  mine, straight = (
+    load(f"imagenet{SIZE}", home).read(range(TRAIN))
+    for home in (tmp_path, data_dir)
+  )
+  np.testing.assert_array_equal(mine["image"], straight["image"])
+  np.testing.assert_array_equal(mine["label"], straight["label"])
+
+
+def official(monkeypatch, archives, **changes):
+  """Make the archives the official ones, but for some of their facts."""
+  numbers = {"train": TRAIN, "heldout": VALIDATION}
+  for part, (name, *_) in imagenet_archives.OFFICIAL.items():
+    data = (archives / name).read_bytes()
+    facts = {
+      "size": len(data),
+      "md5": hashlib.md5(data).hexdigest(),
+      "number": numbers[part],
+    } | changes
+    monkeypatch.setitem(
+      imagenet_archives.OFFICIAL, part, (name, *facts.values())
+    )
+
+
+def test_official_archives_are_verified_once(tmp_path, archives, monkeypatch):
+  official(monkeypatch, archives)
+  hashed = []
+  md5 = imagenet_archives._md5
+  monkeypatch.setattr(
+    imagenet_archives, "_md5", lambda path: hashed.append(path) or md5(path)
+  )
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, "_check_space", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run_imagenet(tmp_path, archives, allow_other=False)
+  run_imagenet(tmp_path, archives, allow_other=False)
+  assert len(hashed) == 2
+  source = load(f"imagenet{SIZE}", tmp_path)
+  assert source.preprocessing == f"imagenet-cropshort-area{SIZE}"
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"size": 5}, "img_train.tar: [0-9,]+ bytes, the official archive has 5"),
+    ({"md5": "abc"}, "img_train.tar: md5 .*, the official archive has abc"),
+    ({"number": 71}, "img_train.tar: 70 images, the official part has 71"),
+  ],
+)
+def test_what_is_not_official_is_refused(
+  tmp_path, archives, monkeypatch, changes, words
+):
+  official(monkeypatch, archives, **changes)
+  with pytest.raises(errors.UserError, match=words + ".*allow_other_archives"):
+    run_imagenet(tmp_path, archives, allow_other=False)
+
+
+def test_a_refused_archive_leaves_nothing_behind(tmp_path, archives):
+  with pytest.raises(errors.UserError, match="allow_other_archives"):
+    run_imagenet(tmp_path, archives, allow_other=False)
+  assert not list(tmp_path.iterdir())
+
+
+def test_missing_archives_are_named(tmp_path, archives):
+  with pytest.raises(errors.UserError, match="--manual_dir: needed"):
+    run_imagenet(tmp_path, "")
+  shutil.copy(archives / "ILSVRC2012_img_train.tar", tmp_path)
+  with pytest.raises(
+    errors.UserError, match=r"img_val.tar: no such file.*down"
+  ):
+    run_imagenet(tmp_path / "data", tmp_path)
+
+
+def damage(folder, archives, change):
+  """Copy the archives, changing the bytes of the train one."""
+  shutil.copytree(archives, folder, dirs_exist_ok=True)
+  path = folder / "ILSVRC2012_img_train.tar"
+  path.write_bytes(change(path.read_bytes()))
+
+
+def damaged_jpeg(data):
+  at = data.index(imagenet_like.encode(5 * 6)) + 200
+  return data[:at] + bytes(range(256)) * 2 + data[at + 512 :]
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda data: data[: len(data) // 2], "img_train.tar: the archive is cut"),
+    (lambda data: data[:-12_000], "img_train.tar: the archive is cut"),
+    (lambda data: b"x" * 5000, "img_train.tar: the archive is cut"),
+    (
+      lambda data: imagenet_like.tar([("n15075149.tar", b"")]),
+      "n15075149.tar is none of the 1,000 synsets",
+    ),
+    (damaged_jpeg, r"n01440764.tar/n01440764_30.JPEG is damaged or no image"),
+  ],
+)
+def test_damaged_archives_are_named(tmp_path, archives, change, words):
+  damage(tmp_path / "damaged", archives, change)
+  with pytest.raises(errors.UserError, match=words):
+    run_imagenet(tmp_path / "data", tmp_path / "damaged")
+  with pytest.raises(errors.UserError, match=r"not prepared|not finished"):
+    load(f"imagenet{SIZE}", tmp_path / "data")
+
+
+def test_a_set_of_other_archives_is_not_taken_for_these(
+  tmp_path, archives, data_dir
+):
+  path = run_imagenet(data_dir, archives)  # the same: nothing to do
+  assert path.exists()
+  imagenet_like.write(tmp_path, train=64)
+  for changes in ({}, {"allow_other": False}):
+    with pytest.raises(errors.UserError, match="prepared from other archives"):
+      run_imagenet(data_dir, tmp_path, **changes)
+
+
+def test_other_originals_do_not_go_on(tmp_path, archives):
+  damage(tmp_path / "damaged", archives, damaged_jpeg)
+  with pytest.raises(errors.UserError, match="is damaged"):
+    run_imagenet(tmp_path / "data", tmp_path / "damaged")
+  imagenet_like.write(tmp_path / "other", train=64)
+  with pytest.raises(errors.UserError, match="begun from other originals"):
+    run_imagenet(tmp_path / "data", tmp_path / "other")
+
+
+def test_too_little_space_is_said_before_writing(
+  tmp_path, archives, monkeypatch
+):
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  with pytest.raises(errors.UserError, match=r"GB are needed.*free; make room"):
+    run_imagenet(tmp_path, archives)
+  assert not list(tmp_path.rglob("*.array_record*"))
+
+
+@pytest.fixture
+def copied(tmp_path, data_dir):
+  shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
+  return tmp_path
+
+
+def test_another_preprocessing_is_refused(copied, archives):
+  path = copied / f"imagenet_area/{SIZE}x{SIZE}/1.0.0/metadata.json"
+  path.write_text(path.read_text().replace("area8", "box8"))
+  words = "was prepared as 'imagenet.*-box8', needed is 'imagenet-cropshort-ar"
+  with pytest.raises(errors.UserError, match=words):
+    load(f"imagenet{SIZE}", copied)
+  with pytest.raises(errors.UserError, match=words):
+    run_imagenet(copied, archives)
+
+
+def test_a_shard_that_is_missing_or_cut_is_refused(copied):
+  path = copied / f"imagenet_area/{SIZE}x{SIZE}/1.0.0"
+  shard = sorted(path.glob("*train*"))[1]
+  shard.write_bytes(shard.read_bytes()[:-100])
+  with pytest.raises(errors.UserError, match="00001-of-00002: missing or cut"):
+    load(f"imagenet{SIZE}", copied)
+  shard.unlink()
+  with pytest.raises(errors.UserError, match="00001-of-00002: missing or cut"):
+    load(f"imagenet{SIZE}", copied)
+
+
+def test_hosts_and_resumes_see_the_same_batches_from_disk(data_dir):
+  source = load(f"imagenet{SIZE}", data_dir)
+  how = {"seed": 3, "batch_size": 16, "flip": True}
+  one = pipeline.stream(source, process_index=0, process_count=1, **how)
+  two = [
+    pipeline.stream(source, process_index=host, process_count=2, **how)
+    for host in (0, 1)
+  ]
+  for step in (0, 4, 11):
+    whole, halves = one[step], [stream[step] for stream in two]
+    for key, rows in whole.items():
+      np.testing.assert_array_equal(rows[0::2], halves[0][key])
+      np.testing.assert_array_equal(rows[1::2], halves[1][key])
+  iterator = pipeline.batches(
+    source, first_step=4, num_threads=2, prefetch=2, **how
+  )
+  for step, batch in zip((4, 5, 6), iterator, strict=False):
+    image = batch["image"].reshape(16, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(image, one[step]["image"])
+
+
+def make_folder(folder, parts=("",), size=(20, 16)):
+  """Write two classes of three images; return the pixels by class."""
+  rng = np.random.default_rng(0)
+  pixels = {}
+  for part, name, i in itertools.product(parts, ("cat", "dog"), range(3)):
+    path = folder / part / name / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels[name, i] = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    PIL.Image.fromarray(pixels[name, i]).save(path)
+  return pixels
+
+
+def test_a_folder_of_class_folders(tmp_path):
+  pixels = make_folder(tmp_path / "pets")
+  source = f"folder:{tmp_path / 'pets'}"
+  run(source, tmp_path / "data")
+  train = load(source, tmp_path / "data", num_classes=2)
+  assert list(train.read(range(6))["label"]) == [0, 0, 0, 1, 1, 1]
+  middle = pixels["dog", 0][2:18].reshape(8, 2, 8, 2, 3).mean(axis=(1, 3))
+  assert np.abs(train[3]["image"] - middle).max() <= 0.5
+  name = r"folder\.pets\.\w{8}-cropshort-area8"
+  assert re.fullmatch(name, train.preprocessing)
+  with pytest.raises(errors.UserError, match="no part 'heldout', only train"):
+    load(source, tmp_path / "data", "heldout", num_classes=2)
+  # A folder that has changed is another data set.
+  (tmp_path / "pets/dog/2.png").unlink()
+  with pytest.raises(errors.UserError, match="not prepared"):
+    load(source, tmp_path / "data", num_classes=2)
+
+
+def test_a_folder_with_parts_and_tfds_on_top(tmp_path):
+  make_folder(tmp_path / "pets", ("train", "test"))
+  source = f"folder:{tmp_path / 'pets'}"
+  path = run(source, tmp_path / "data")
+  assert len(load(source, tmp_path / "data", "heldout", num_classes=2)) == 6
+  # What was written is a TFDS set like any other.
+  again = f"tfds:{path.parent.parent.name}/8x8"
+  run(again, tmp_path / "data", image_size=4)
+  source = load(
+    again, tmp_path / "data", "heldout", image_size=4, num_classes=2
+  )
+  assert source[5]["label"] == 1
+  assert len(source) == 6
+
+
+@pytest.mark.parametrize("empty", ["cat", "train/cat"])
+def test_a_class_folder_without_images_is_named(tmp_path, empty):
+  parts = ("train",) if "/" in empty else ("",)
+  make_folder(tmp_path / "pets", parts)
+  for path in (tmp_path / "pets" / empty).iterdir():
+    path.unlink()
+  with pytest.raises(errors.UserError, match=f"{empty}: no images in this"):
+    run(f"folder:{tmp_path / 'pets'}", tmp_path / "data")
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+  make_folder(tmp_path / "pets")
+  (tmp_path / "pets/dog/1.png").write_bytes(b"no image")
+  with pytest.raises(errors.UserError, match=r"dog/1.png is damaged.*remove"):
+    run(f"folder:{tmp_path / 'pets'}", tmp_path / "data")
+
+
+def test_idx_files(tmp_path):
+  rng = np.random.default_rng(0)
+  arrays = {
+    f"{part}-{kind}": rng.integers(0, 10, shape).astype(np.uint8)
+    for part, number in (("train", 40), ("t10k", 5))
+    for kind, shape in (
+      ("images-idx3", (number, 6, 6)),
+      ("labels-idx1", (number,)),
+    )
+  }
+  folder = tmp_path / "tiny-set"
+  folder.mkdir()
+  for name, array in arrays.items():
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(
+      f">{array.ndim}I", *array.shape
+    )
+    path = folder / f"{name}-ubyte.gz"
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+  name = f"idx:{folder}"
+  run(name, tmp_path / "data", crop=8)
+  source = load(
+    name, tmp_path / "data", "heldout", crop=8, channels=1, num_classes=10
+  )
+  batch = source.read(range(5))
+  desired = np.pad(arrays["t10k-images-idx3"], ((0, 0), (1, 1), (1, 1)))
+  np.testing.assert_array_equal(batch["image"][..., 0], desired)
+  np.testing.assert_array_equal(batch["label"], arrays["t10k-labels-idx1"])
+
+
+def test_metadata_says_what_was_done(data_dir):
+  path = data_dir / f"imagenet_area/{SIZE}x{SIZE}/1.0.0/metadata.json"
+  metadata = json.loads(path.read_text())
+  assert metadata["preprocessing"].startswith("imagenet.")  # not official
+  assert len(metadata["class_names"]) == 1000
+  assert sum(n for n, _ in metadata["shards"]["train"]) == TRAIN
+
+
+def test_training_prepares_what_needs_no_archives(tmp_path, tiny, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    loop, "_run", lambda config, workdir, source, _: seen.append(source)
+  )
+  make_folder(tmp_path / "pets")
+  tiny.data.source = f"folder:{tmp_path / 'pets'}"
+  tiny.data.dir = os.fspath(tmp_path / "data")
+  tiny.data.crop = 0
+  tiny.data.channels = 3
+  tiny.data.num_classes = 2
+  loop.train(tiny, tmp_path / "run")
+  # Where the data is does not make a run another one.
+  (tmp_path / "data").rename(tmp_path / "moved")
+  tiny.data.dir = os.fspath(tmp_path / "moved")
+  loop.train(tiny, tmp_path / "run")
+  assert [len(source) for source in seen] == [6, 6]
+
+
+def test_training_does_not_prepare_imagenet(tmp_path, tiny):
+  tiny.data.source = "imagenet4"
+  tiny.data.dir = os.fspath(tmp_path)
+  tiny.data.crop = 0
+  words = "not prepared in .*; do it once: .*--dataset=imagenet4 --manual_dir="
+  with pytest.raises(errors.UserError, match=words):
+    loop.train(tiny, tmp_path / "run")
+  assert not list(tmp_path.iterdir())
