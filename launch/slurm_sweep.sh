@@ -42,11 +42,11 @@ shards="${shards:-1}"
 require_number --shards "$shards" 1
 ((nodes == 1)) || die "--nodes=$nodes: a shard is one node; see --shards"
 if [[ -z "${SLURM_JOB_ID:-}" ]]; then
-  submit "$root/launch/slurm_sweep.sh" "$root" "--array=0-$((shards - 1))"
+  submit "$root/launch/slurm_sweep.sh" "$root" "--array=1-$shards"
   [[ -n "$DRY_RUN" ]] || exit 0
   echo '# and the job runs:'
 fi
 # shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
-shard="${SLURM_ARRAY_TASK_ID:-0}"
+shard="${SLURM_ARRAY_TASK_ID:-1}"
 work experiments.sweep "--shard=$shard/$shards"

@@ -17,12 +17,12 @@ srun --kill-on-bad-exit=1 python -m experiments.train \
 --config=configs/imagenet64.py '--workdir=/scratch/a run'
 """
 DRY_SHARDS = f"""\
-sbatch --chdir={ROOT} --nodes=1 --ntasks-per-node=1 --array=0-15 \
+sbatch --chdir={ROOT} --nodes=1 --ntasks-per-node=1 --array=1-16 \
 --gpus-per-node=8 {ROOT}/launch/slurm_sweep.sh --shards=16 --python=python \
 --config=configs/sweep_imagenet64.py --workdir=/scratch/sweep
 # and the job runs:
 srun --kill-on-bad-exit=1 python -m experiments.sweep \
---config=configs/sweep_imagenet64.py --workdir=/scratch/sweep --shard=0/16
+--config=configs/sweep_imagenet64.py --workdir=/scratch/sweep --shard=1/16
 """
 
 
