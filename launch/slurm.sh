@@ -65,6 +65,24 @@ find_python() {
   fi
 }
 
+# The name of this job; of an array it is this task's, since SLURM_JOB_ID of one
+# of them is the whole array's.
+job_id() {
+  if [[ -n "${SLURM_ARRAY_JOB_ID:-}" ]]; then
+    echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+  else
+    echo "$SLURM_JOB_ID"
+  fi
+}
+
+# Says whether the job still runs: one that was cancelled, or that SLURM itself
+# puts back, is completing when its tasks have ended.
+is_mine_to_requeue() {
+  local state
+  state="$(squeue --noheader --format=%T --jobs="$(job_id)")" || return 1
+  [[ "$state" == RUNNING ]]
+}
+
 # Runs a module in all tasks of the job; requeues the job if it was preempted.
 #
 # Exit code 75 means saved, and to be started again. 143 is the SIGTERM itself,
@@ -82,13 +100,12 @@ work() {
     code=0
     wait "$child" || code=$?
   done
-  if ((code == 75 || code == 143)); then
+  if ((code == 75 || code == 143)) && is_mine_to_requeue; then
     restarts="${SLURM_RESTART_COUNT:-0}"
     ((restarts < max_restarts)) ||
       die "restarted $restarts times; the same command goes on"
     printf 'preempted (exit code %s): back into the queue\n' "$code" >&2
-    # SLURM may have done it already; scontrol says so.
-    run scontrol requeue "$SLURM_JOB_ID" || true
+    run scontrol requeue "$(job_id)"
   fi
   exit "$code"
 }

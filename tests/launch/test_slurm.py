@@ -30,6 +30,7 @@ srun --kill-on-bad-exit=1 python -m experiments.sweep \
 def cluster(fakes):
   for command in ("sbatch", "srun", "scontrol"):
     fakes.add(command)
+  fakes.add("squeue", "echo RUNNING")
   return fakes
 
 
@@ -106,6 +107,24 @@ def test_a_preempted_job_goes_back_into_the_queue(cluster, ends, again):
   requeues = [call for call in cluster.calls() if call[0] == "scontrol"]
   assert requeues == ([["scontrol", "requeue", "31"]] if again else [])
   assert ("back into the queue" in err) == again
+
+
+def test_a_shard_puts_back_itself_and_not_the_array(cluster):
+  cluster.add("srun", "exit 75")
+  array = {"SLURM_ARRAY_JOB_ID": "31", "SLURM_ARRAY_TASK_ID": "16"}
+  flags = (*SWEEP, "--shards=16")
+  assert job(cluster, "slurm_sweep.sh", *flags, **array)[0] == 75
+  asked, requeue = cluster.calls()[1:]
+  assert asked[-1] == "--jobs=31_16"
+  assert requeue == ["scontrol", "requeue", "31_16"]
+
+
+@pytest.mark.parametrize("says", ["echo COMPLETING", "echo", "exit 1"])
+def test_a_cancelled_job_stays_so(cluster, says):
+  cluster.add("squeue", says)
+  cluster.add("srun", "exit 143")
+  assert job(cluster, "slurm_train.sh", *TRAIN)[0] == 143
+  assert not [call for call in cluster.calls() if call[0] == "scontrol"]
 
 
 def test_a_job_that_never_gets_on_ends(cluster):
