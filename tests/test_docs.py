@@ -1,0 +1,294 @@
+"""Every command and every block of Python in the documentation.
+
+A command of this project is checked against what it is: flags and fields for
+`python -m experiments.*`, a dry run for launch/*.sh, targets for make. Others
+are programs that a reader has, or hardware; they stand in a list here.
+"""
+
+import ast
+import pathlib
+import re
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+
+from cfgd import diffusion
+from configs import base
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# Run elsewhere: by a person, against a cloud or a cluster.
+ELSEWHERE = {
+  *(
+    "git",
+    "pip",
+    "gcloud",
+    "docker",
+    "kubectl",
+    "apt-get",
+    "export",
+    "service",
+  ),
+  *(
+    "scontrol",
+    "squeue",
+    "kill",
+    "tensorboard",
+    "cat",
+    ".",
+    "python3",
+    "mkdir",
+  ),
+  *("scancel",),
+}
+OURS = ("python", "make", "pytest")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, *languages):
+  found = FENCE.findall(page.read_text())
+  return [text for language, text in found if language in languages]
+
+
+def words_of(page):
+  """Yield the commands of a page, each as its words."""
+  for text in blocks(page, "", "bash", "sh", "console"):
+    text = re.sub(r"<<(\w+)\n.*?^\1$", "", text, flags=re.M | re.S)
+    for line in text.replace("\\\n", " ").splitlines():
+      line = line.removeprefix("$ ")
+      first = line.split(" ")[0]
+      known = first in (*ELSEWHERE, *OURS) or first.startswith("launch/")
+      if not known:
+        continue  # Output, a listing of files.
+      lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+      lexer.whitespace_split = True
+      command = []
+      for word in [*lexer, "&&"]:
+        if word in ("|", "&&", ";"):
+          yield command
+          command = []
+        else:
+          command.append(word)
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in words_of(page)]
+
+
+def named(kind):
+  chosen = [(page, k) for page, k in COMMANDS if k and kind(k)]
+  assert chosen
+  return {
+    "argnames": ("page", "words"),
+    "argvalues": chosen,
+    "ids": [f"{page}:{' '.join(words)[:60]}" for page, words in chosen],
+  }
+
+
+def flags_of(module):
+  """Return the flags that an entry point defines, read from its source."""
+  tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+  return {
+    node.args[0].value
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr.startswith("DEFINE_")
+  } | ({"config"} if "define_config" in ast.dump(tree) else set())
+
+
+def check_field(name, value):
+  field = base.get_config()
+  for part in name.split("."):
+    assert part in field, name
+    field = field[part]
+  if isinstance(field, bool):
+    assert value in ("", "True", "False", "true", "false"), name
+  elif isinstance(field, int | float):
+    type(field)(value)
+
+
+def test_there_are_pages_to_read():
+  assert len(PAGES) >= 6
+  assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize(**named(lambda k: k[:2] == ["python", "-m"]))
+def test_modules_know_the_flags(page, words):
+  module, *flags = words[2:]
+  assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+  if not module.startswith("experiments."):
+    return
+  known = flags_of(module)
+  for flag in flags:
+    if flag.startswith("["):
+      continue
+    name, _, value = flag.removeprefix("--").partition("=")
+    if name == "config":
+      assert (ROOT / value).exists(), value
+    elif name.startswith("config."):
+      check_field(name.removeprefix("config."), value)
+    else:
+      assert name in known, (flag, known)
+
+
+@pytest.mark.parametrize(**named(lambda k: k[0].startswith("launch/")))
+def test_launchers_take_the_options(page, words):
+  script, *options = words
+  done = subprocess.run(
+    [ROOT / script, "--dry-run", *options]
+    if "tpu_pod" not in script
+    else [ROOT / script, *options, "--dry-run"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (0, "") or "delete" in options
+  assert done.returncode == 0
+  assert len(done.stdout.splitlines()) >= 1
+
+
+@pytest.mark.parametrize(**named(lambda k: k[0] == "make"))
+def test_make_has_the_target(page, words):
+  text = (ROOT / "Makefile").read_text()
+  assert re.search(rf"^{words[1]}:", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(**named(lambda k: k[0] == "pip"))
+def test_extras_exist(page, words):
+  for extra in re.findall(r"\[(\w+)\]", words[-1]):
+    assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
+
+
+def test_every_other_command_is_known_to_run_elsewhere():
+  for page, words in COMMANDS:
+    if words and not words[0].startswith("launch/"):
+      assert (
+        words[0] in (*ELSEWHERE, *OURS)
+        or "=" in words[0]
+        or (words[0] in ("cd", "slurmctld", "slurmd", "sinfo", "pip", "launch"))
+      ), (page, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+  for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+    if "://" not in link:
+      assert (page.parent / link).exists(), link
+
+
+def literals():
+  """Return a pattern for each text that the code can print, and its length."""
+  patterns = []
+  for path in [*(ROOT / "cfgd").rglob("*.py"), *(ROOT / "launch").glob("*.sh")]:
+    text = path.read_text()
+    if path.suffix == ".sh":
+      quoted = re.findall(r'(?:die|printf) ["\'](.*?)["\']$', text, re.M)
+      quoted += re.findall(r"printf '(.*?)'", text)
+      holes = r"\$\(\w+\)|\$\{.*?\}|\$\w+|%s|\\n"
+      quoted = [words.removeprefix("error: ") for words in quoted]
+      parts = [re.split(holes, words) for words in quoted]
+    else:
+      parts = [pieces(node) for node in ast.walk(ast.parse(text))]
+    patterns += [
+      ".*".join(map(re.escape, k)) for k in parts if len("".join(k)) > 9
+    ]
+  return patterns
+
+
+def pieces(node):
+  """Return the fixed parts of a text, between what is filled in."""
+  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+    left, right = pieces(node.left), pieces(node.right)
+    return [*left[:-1], left[-1] + right[0], *right[1:]]
+  if isinstance(node, ast.Constant) and isinstance(node.value, str):
+    return [node.value]
+  if isinstance(node, ast.JoinedStr):
+    text = "".join(
+      k.value if isinstance(k, ast.Constant) else "\0" for k in node.values
+    )
+    return text.split("\0")
+  return ["", ""]
+
+
+def messages():
+  rows = (ROOT / "docs" / "troubleshooting.md").read_text().splitlines()
+  return [k[1] for k in (re.match(r"\| `(.*?)` \|", row) for row in rows) if k]
+
+
+def test_troubleshooting_quotes_what_the_code_says():
+  patterns = [re.compile(k) for k in literals()]
+  quoted = messages()
+  assert len(quoted) > 15
+  for message in quoted:
+    # What a config's rule says follows its field and value.
+    starts = [0, *(k.end() for k in re.finditer(": ", message))]
+    assert any(
+      pattern.match(message, start) for pattern in patterns for start in starts
+    ), message
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+  """Run the blocks of docs/extending.md, one after the other."""
+  names = {"__name__": "extending"}
+  for text in blocks(ROOT / "docs" / "extending.md", "python"):
+    exec(compile(text, "docs/extending.md", "exec"), names)
+  return names
+
+
+def test_the_config_of_the_page_is_complete(extended):
+  config = extended["get_config"]()
+  assert config.data.source == "folder:/photos"
+  assert set(config) == set(base.get_config())
+
+
+def test_the_data_set_of_the_page_is_prepared_and_read(
+  extended, tmp_path, monkeypatch
+):
+  from cfgd.data import catalog
+  from cfgd.data import prepare
+  from cfgd.data import sources
+
+  monkeypatch.setitem(catalog._FINDERS, "npz", extended["find_npz"])
+  images = np.arange(6 * 8 * 8 * 3, dtype=np.uint8).reshape(6, 8, 8, 3)
+  np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6) % 2)
+  name, where = f"npz:{tmp_path / 'a.npz'}", str(tmp_path / "sets")
+  prepare.prepare(
+    name,
+    image_size=4,
+    crop=0,
+    data_dir=where,
+    manual_dir="",
+    workers=1,
+    allow_other=False,
+  )
+  more = {"crop": 0, "image_size": 4, "channels": 3, "num_classes": 2}
+  source = sources.load(name, "train", **more, data_dir=where)
+  assert len(source) == 6
+  wanted = images.reshape(6, 4, 2, 4, 2, 3).mean(axis=(2, 4))
+  assert abs(source.read([3])["image"][0] - wanted[3]).max() <= 0.5
+
+
+def test_the_sampler_of_the_page_draws_its_classes(extended):
+  samples = np.asarray(extended["samples"]).reshape(30, 2)
+  means = extended["toy"].THREE.means
+  mine = np.linalg.norm(samples - means[np.arange(30) % 3], axis=1)
+  # Gaussians of standard deviation 0.6: a distance of 0.75 on average.
+  assert 0.5 < mine.mean() < 1.0
+
+
+def test_the_guidance_of_the_page_keeps_the_length(extended):
+  z = np.random.default_rng(0).normal(size=(5, 1, 1, 2)).astype(np.float32)
+  logsnr, label = np.zeros(5, np.float32), np.arange(5) % 3
+  eps = extended["denoise"](z, logsnr, label).eps
+  guided = extended["guided"](z, logsnr, label).eps
+  free = diffusion.classifier_free_guidance(
+    extended["denoise"], 1.0, null_label=3, two_passes=True
+  )(z, logsnr, label).eps
+  length = lambda x: np.linalg.norm(np.asarray(x).reshape(5, -1), axis=1)  # noqa: E731
+  np.testing.assert_allclose(length(guided), length(eps), rtol=1e-5)
+  ratio = np.asarray(guided / free).reshape(5, -1)
+  np.testing.assert_allclose(ratio[:, 0], ratio[:, 1], rtol=1e-4)
+  assert (abs(length(free) - length(eps)) > 1e-3).all()
