@@ -54,7 +54,7 @@ def _check_conditioning(config, network, source, params):
   """End a run early whose guidance could not work."""
   if not config.model.null_row:
     return
-  batch = jax.tree.map(lambda *rows: np.stack(rows), source[0], source[1])
+  batch = source.read(np.arange(1))
   loss = _diffusion_loss(config, network)
   fault = losses.conditioning_fault(loss, params, batch)
   if fault:

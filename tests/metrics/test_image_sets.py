@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 
 from cfgd import errors
+from cfgd.data import sources
 from cfgd.metrics import image_sets
 from cfgd.sampling import store
 
@@ -146,3 +147,13 @@ def test_images_of_zeros_and_ones_are_refused():
   with pytest.raises(errors.UserError, match="no pixel above 1"):
     image_sets.check_pixels(IMAGES % 2, "cast")
   image_sets.check_pixels(IMAGES, "right")
+
+
+def test_a_data_set_is_a_set_of_images():
+  source = sources.load(
+    "embedded", "heldout", crop=24, image_size=4, channels=1, num_classes=10
+  )
+  images = image_sets.SourceImages(source)
+  assert (len(images), images.shape) == (1000, (4, 4, 1))
+  assert images.preprocessing == images.name == source.preprocessing
+  np.testing.assert_array_equal(images[990:2000], source.images[990:])
