@@ -100,18 +100,22 @@ end_others() {
   send_all KILL
 }
 
-# Waits for any process; `wait` returns early when a signal is trapped.
+# Looks at all: `wait -n` overlooks what ended before it was called.
 failed="" code=0 running=("${pids[@]}")
 while ((${#running[@]})) && [[ -z "$failed" ]]; do
-  status=0
-  wait -n -p ended "${running[@]}" || status=$?
-  [[ -n "${ended:-}" ]] || continue
+  sleep 0.2
   left=()
   for pid in "${running[@]}"; do
-    [[ "$pid" == "$ended" ]] || left+=("$pid")
+    if kill -0 "$pid" 2> /dev/null; then
+      left+=("$pid")
+    elif wait "$pid"; then
+      :
+    else
+      code="$?" failed="$pid"
+      break
+    fi
   done
   running=("${left[@]}")
-  if ((status)); then failed="$ended" code="$status"; fi
 done
 
 if [[ -n "$failed" ]]; then
