@@ -112,7 +112,7 @@ def table_rows(
   """
   merged = {c["id"]: c for c in [*planned, *cells]}.values()
   rows = [{**c, "best": False, "printed": _printed(c, beside)} for c in merged]
-  rows.sort(key=lambda c: (*_group(c), c["w"]))
+  rows.sort(key=lambda c: (*_group(c), _strength(c)))
   for _, group in itertools.groupby(rows, _group):
     finite = [r for r in group if math.isfinite(_metric(r, distance))]
     if finite:
@@ -151,24 +151,20 @@ def variant_curves(
     Curves over w, the configured guidance first, and one over each temperature
     that cells have at w = 0.
   """
-  rest, temperatures = [], collections.defaultdict(list)
+  families = collections.defaultdict(list)
   for cell in cells:
-    names = list(cell.get("fields", {}))
-    alone = len(names) == 1 and cell["w"] == 0 and names[0] in _STRENGTHS
-    (temperatures[names[0]] if alone else rest).append(cell)
-  variants = sorted({c.get("variant", "") for c in rest})
-  curves = [
-    curve(v or "as configured", _select(rest, {"variant": v}), distance, score)
-    for v in variants
-  ]
-  neutral = [c for c in rest if c["w"] == 0 and not c.get("variant")]
-  for name, own in sorted(temperatures.items()):
-    strength = lambda c, n=name: c["fields"].get(n, _STRENGTHS[n])  # noqa: E731
-    label = f"{name} at w = 0"
-    curves.append(
-      _curve_over(strength, label, [*neutral, *own], distance, score)
-    )
-  return curves
+    families[_family(cell)].append(cell)
+  neutral = [c for c in families[""] if c["w"] == 0]
+  curves = []
+  for family, own in sorted(families.items()):
+    if family in _STRENGTHS:
+      label, start = f"{family} at w = 0", _STRENGTHS[family]
+      own = [*({**c, "fields": {family: start}} for c in neutral), *own]
+    else:
+      guidance = own[0].get("guidance", "as configured") if own else ""
+      label = family or guidance
+    curves.append(_curve_over(_strength, label, own, distance, score))
+  return [c for c in curves if len(c.points)]
 
 
 def printed_curves(
@@ -297,8 +293,25 @@ def png(fig: figure.Figure) -> bytes:
   return out.getvalue()
 
 
+def _temperature(cell):
+  """Names the temperature that is all that sets a cell at w = 0 apart."""
+  names = list(cell.get("fields", {}))
+  alone = len(names) == 1 and cell["w"] == 0 and names[0] in _STRENGTHS
+  return names[0] if alone else None
+
+
+def _family(cell):
+  """Names what cells share that differ in nothing but a strength."""
+  return _temperature(cell) or cell.get("variant", "")
+
+
+def _strength(cell):
+  name = _temperature(cell)
+  return cell["fields"][name] if name else cell["w"]
+
+
 def _group(cell):
-  return cell["p_uncond"], cell["T"], cell.get("variant", "")
+  return cell["p_uncond"], cell["T"], _family(cell)
 
 
 def _metric(cell, name):

@@ -140,6 +140,7 @@ def _run(config, workdir, cell, folder):
   settings = json.loads((samples.parent / "settings.json").read_text())
   result = {
     **_describe(cell),
+    "guidance": config.sampling.guidance,
     "sampler": config.sampling.sampler,
     "v": config.sampling.v,
     "num_samples": measured["num_samples"],

@@ -309,3 +309,34 @@ def test_the_papers_curve_has_our_colour_and_is_hollow_and_dashed():
   assert (ours.get_linestyle(), theirs.get_linestyle()) == ("-", "--")
   assert theirs.get_markerfacecolor() == "white"
   assert theirs.get_label() == "paper, b"
+
+
+def test_each_way_of_guiding_has_its_curve_and_its_best(cells):
+  """Temperatures are curves over their own values, from the plain cell on."""
+  main = [cell | {"guidance": "cfg"} for cell in cells[: len(MAIN)]]
+
+  def make(name, w, fields, variant, distance):
+    metrics = {"fd_embedded": distance, "is_embedded": 8.0 + distance}
+    own = {"id": name, "w": w, "fields": fields, "variant": variant}
+    return main[0] | own | {"metrics": metrics}
+
+  by = {"guidance": "classifier"}
+  others = [
+    make("c0", 0.5, by, "classifier", 3.0),
+    make("c1", 1.0, by, "classifier", 2.0),
+    make("s0", 0, {"score_scale": 1.2}, "score_scale 1.2", 1.5),
+    make("s1", 0, {"score_scale": 1.1}, "score_scale 1.1", 1.0),
+  ]
+  names = ("fd_embedded", "is_embedded")
+  curves = report.variant_curves([*main, *others], *names)
+  assert [curve.label for curve in curves] == [
+    *("cfg", "classifier", "score_scale at w = 0"),
+  ]
+  np.testing.assert_array_equal(curves[1].points[:, [0, 2]], [[0.5, 3], [1, 2]])
+  np.testing.assert_array_equal(
+    curves[2].points[:, [0, 2]], [[1, 2.12], [1.1, 1], [1.2, 1.5]]
+  )
+  rows = report.table_rows([*others, *main], [], "fd_embedded")
+  best = [row["id"] for row in rows if row["best"]]
+  assert best == ["p0.1_T32_w0.3", "c1", "s1"]
+  assert [row["id"] for row in rows[-2:]] == ["s1", "s0"]
