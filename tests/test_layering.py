@@ -14,6 +14,9 @@ ALLOWED = {
   "errors": set(),
   "files": set(),
   # L0
+  "manifest": set(),
+  "preemption": set(),
+  "watchdog": set(),
   "diffusion": set(),
   "distributed": set(),
   "config": set(),
@@ -27,7 +30,8 @@ ALLOWED = {
   "sweep.grid": set(),
   # L1
   "guidance": {"diffusion"},
-  "checkpoint": {"distributed"},
+  "checkpoint": {"distributed", "manifest"},
+  "lease": {"distributed"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
   "data.sources": {"data.images", "data.embedded"},
@@ -53,13 +57,14 @@ ALLOWED = {
   },
   "training.loop": {
     *("config", "checkpoint", "distributed", "networks"),
+    *("lease", "preemption", "watchdog"),
     *("data.pipeline", "data.sources", "convert.guided_diffusion"),
     *("training.state", "training.steps", "training.tasks"),
   },
   "sampling.second": {"config", "checkpoint", "networks"},
   "sampling.generate": {
     "sampling.second",
-    *("config", "checkpoint", "diffusion", "distributed"),
+    *("config", "checkpoint", "diffusion", "distributed", "preemption"),
     *("data.images", "networks", "sampling.sampler", "sampling.store"),
   },
   "metrics.feature_training": {
@@ -72,7 +77,8 @@ ALLOWED = {
   },
   # L4
   "sweep.runner": {
-    *("config", "distributed", "sweep.grid", "sweep.report"),
+    *("config", "distributed", "lease", "preemption"),
+    *("sweep.grid", "sweep.report"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),
   },
 }
