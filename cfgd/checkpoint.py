@@ -186,12 +186,21 @@ class Checkpointer:
 
 
 class Found(NamedTuple):
-  """A checkpoint of a workdir, as `inspect` sees it."""
+  """A checkpoint of a workdir, as `inspect` sees it.
+
+  Attributes:
+    step: of the training.
+    size: bytes; None where that cannot be told.
+    meta: what it was made for.
+    fault: what is wrong with it, or None.
+    state: "verified", or why that cannot be told.
+  """
 
   step: int
   size: int | None
   meta: dict
   fault: str | None
+  state: str
 
 
 def _without_ema(state):
@@ -258,19 +267,18 @@ def steps(workdir):
 
 
 def inspect(workdir):
-  """Yield a Found for each checkpoint, verifying it."""
+  """Yield a Found for each checkpoint, reading all of its files."""
   for step in steps(workdir):
     path = _folder_of(workdir) / str(step)
+    fault, size, state = None, None, "no manifest: not verified"
     if (path / manifest.NAME).exists():
-      fault = manifest.fault(path)
+      fault, state = manifest.fault(path), "verified"
       size = None if fault else manifest.size(path)
-    else:
-      fault, size = "no manifest", None
     try:
       meta = _read_meta(path)
     except (OSError, ValueError):
       meta = {}
-    yield Found(step, size, meta, fault)
+    yield Found(step, size, meta, fault, state)
 
 
 def find_good(workdir, items=()):

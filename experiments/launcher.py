@@ -88,7 +88,18 @@ def run(main):
       _stop(error, 1)
 
   _set_up_logging()
+  sys.excepthook = _without_closed_loops(sys.excepthook)
   app.run(guarded, flags_parser=_parse)
+
+
+def _without_closed_loops(hook):
+  """Drop what TensorStore prints, by the hundred, after a save that failed."""
+
+  def filtered(kind, error, trace):
+    if str(error) != "Event loop is closed":
+      hook(kind, error, trace)
+
+  return filtered
 
 
 def parse_shard(text):
