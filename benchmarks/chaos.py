@@ -52,7 +52,7 @@ TINY = {
   "model.attention_resolutions": (4,),
   "optim.warmup_steps": 1,
   "train.batch_size": 8,
-  "train.steps": 150,
+  "train.steps": 100,
   "train.log_every": 1,
   "train.checkpoint_every": 10,
   "train.sample_every": 0,
@@ -115,7 +115,7 @@ class Job:
       workdir: folder.
       overrides: {field: value}.
       *more: flags.
-      env: variables beside this process's.
+      env: variables beside this process's; by default for one device.
       limit: bytes that a file may have; None for any.
     """
     self.begin = time.monotonic()
@@ -132,7 +132,7 @@ class Job:
         *more,
       ],
       cwd=_ROOT,
-      env=os.environ | (env or {}),
+      env=os.environ | (env or _devices(1)),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
       text=True,

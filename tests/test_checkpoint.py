@@ -91,7 +91,7 @@ def test_a_damaged_one_is_passed_over_and_its_step_saved_again(workdir, caplog):
 def test_training_does_not_start_anew_where_all_are_damaged(workdir):
   for step in (1, 2, 3):
     damage(workdir, step)
-  with pytest.raises(errors.RunError, match="all checkpoints in .* damaged"):
+  with pytest.raises(errors.RunError, match=r"all checkpoints in .* damaged"):
     open_at(workdir)
   assert checkpoint.steps(workdir) == [1, 2, 3]
 
