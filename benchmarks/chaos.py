@@ -227,11 +227,9 @@ def undisturbed(workdir, overrides, tally):
   """Train without a disturbance."""
   job = Job("train", workdir, overrides)
   tally.expect(job.wait() == 0, f"undisturbed training: {job.error}")
-  return Reference(
-    final_state(workdir, overrides),
-    job.first_step - job.begin,
-    time.monotonic() - job.first_step,
-  )
+  seconds = time.monotonic() - job.first_step
+  state = final_state(workdir, overrides)
+  return Reference(state, job.first_step - job.begin, seconds)
 
 
 def _finish(name, workdir, overrides, tally, *more):
@@ -385,7 +383,7 @@ def _run_pair(workdir, overrides, tally, name="train"):
 
 def kill_one_of_two(folder, overrides, kills, rng, tally):
   """Kill one of two processes; the other must end, and both resume."""
-  overrides = dict(overrides, **{"train.steps": 30})
+  overrides = dict(overrides, **{"train.steps": 20})
   jobs = _run_pair(folder / "pair", overrides, tally)
   seconds = time.monotonic() - jobs[0].first_step
   reference = Reference(final_state(folder / "pair", overrides), 0, seconds)
@@ -443,11 +441,12 @@ def losses(workdir):
   """Return the losses of a run's TensorBoard events, by step."""
   # TensorBoard's import takes seconds and is needed here alone.
   from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.util import tensor_util
 
   events = event_accumulator.EventAccumulator(str(workdir))
   events.Reload()
-  scalars = events.Tensors("loss")
-  return np.array([event.tensor_proto.float_val[0] for event in scalars])
+  scalars = [event.tensor_proto for event in events.Tensors("loss")]
+  return np.array([tensor_util.make_ndarray(scalar) for scalar in scalars])
 
 
 def results(workdir):

@@ -132,8 +132,9 @@ class Checkpointer:
       raise
     except Exception as error:
       good = "none" if self._newest < 0 else f"step {self._newest}"
+      failed, self._saving = self._saving, None
       raise errors.RunError(
-        f"the checkpoint at step {self._saving} of {self._workdir} could not "
+        f"the checkpoint at step {failed} of {self._workdir} could not "
         f"be written ({type(error).__name__}: {errors.first_line(error)}); the "
         f"last good one: {good}"
       ) from error

@@ -37,6 +37,7 @@ def initialize(*, join_seconds, peer_seconds):
       # JAX ends the process with a stack dump: ours comes first.
       initialization_timeout=join_seconds + 60,
       heartbeat_timeout_seconds=peer_seconds,
+      shutdown_timeout_seconds=peer_seconds,
     )
 
 

@@ -48,14 +48,19 @@ def reached():
 
 
 def check(message):
-  """End here if that was asked for.
+  """End here if that was asked for; see `end`."""
+  if reached():
+    end(message)
+
+
+def end(message):
+  """End, having been asked to.
 
   Args:
     message: what has been saved.
 
   Raises:
-    errors.Preempted: it was.
+    errors.Preempted: always.
   """
-  if reached():
-    _state["requested"] = False
-    raise errors.Preempted(f"ended by SIGTERM: {message}")
+  _state["requested"] = False
+  raise errors.Preempted(f"ended by SIGTERM: {message}")

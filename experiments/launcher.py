@@ -140,11 +140,14 @@ def _set_up_logging():
   handler.setFormatter(
     python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
   )
-  handler.addFilter(
-    lambda record: (
-      record.levelno >= python_logging.WARNING
-      or record.pathname.startswith(_SHOWN)
-    )
+  handler.addFilter(_is_shown)
+
+
+def _is_shown(record):
+  if "orbax" in record.pathname and record.exc_info:
+    return False  # what went wrong with a save is raised, and told in one line
+  return record.levelno >= python_logging.WARNING or (
+    record.pathname.startswith(_SHOWN)
   )
 
 

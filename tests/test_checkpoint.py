@@ -151,6 +151,8 @@ def test_a_save_that_fails_is_told_and_costs_no_other(workdir, monkeypatch):
   with pytest.raises(errors.RunError, match=words):  # at a step after it
     while True:
       checkpoints.check()
+  checkpoints.close()
+  assert checkpoints.newest_step() == 3
   assert checkpoint.steps(workdir) == [1, 2, 3]
   assert restored_step(workdir) == 3
 

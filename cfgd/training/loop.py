@@ -69,16 +69,18 @@ def train(config, workdir, *, wait=True):
 
 
 def _is_trained(config, workdir):
-  """Say whether nothing is missing; the processes agree."""
-  steps_there = checkpoint.steps(workdir)
-  trained = bool(steps_there) and steps_there[-1] >= config.train.steps
-  if trained and distributed.is_lead():
-    good = checkpoint.find_good(workdir)
-    trained = good is not None and good >= config.train.steps
-  trained = distributed.agree(trained)
-  if trained:
-    logging.info("Trained already: step %d of %s.", steps_there[-1], workdir)
-  return trained
+  """Say whether no step is missing; the processes agree."""
+  newest = -1
+  if distributed.is_lead():
+    there = checkpoint.steps(workdir)
+    if there and there[-1] >= config.train.steps:
+      good = checkpoint.find_good(workdir)
+      newest = -1 if good is None else good
+  newest = distributed.agree(newest)
+  if newest < config.train.steps:
+    return False
+  logging.info("Trained already: step %d of %s.", newest, workdir)
+  return True
 
 
 def _run(config, workdir, source, check_lease):
@@ -95,10 +97,10 @@ def _run(config, workdir, source, check_lease):
   )
   dog = watchdog.Watchdog(train.watchdog_seconds, "train.watchdog_seconds")
   with (
+    preemption.deferred(),
     contextlib.closing(checkpoints),
     contextlib.closing(writer),
     contextlib.closing(dog),
-    preemption.deferred(),
   ):
     _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease)
 
@@ -153,7 +155,7 @@ def _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease):
 
 def _end_early(checkpoints, number, config, workdir):
   checkpoints.close()
-  preemption.check(
+  preemption.end(
     f"step {number} of {config.train.steps} is saved in {workdir}; the same "
     "command goes on"
   )
