@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 import jax
 import numpy as np
@@ -45,6 +46,11 @@ _KILLS_PER_RUN = 6
 _STEP = re.compile(r"\[(\d+)\] .*loss=")
 _FULL_MEGABYTES = 10  # three checkpoints, and a half
 _PEER_SECONDS = 10
+# Starting is most of the work: keep small compiled programs too.
+_CACHE_ALL = {
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 # The embedded sweep at the smallest size that has all its parts.
 TINY = {
   "data.image_size": 4,
@@ -132,7 +138,7 @@ class Job:
         *more,
       ],
       cwd=_ROOT,
-      env=os.environ | (env or _devices(1)),
+      env=os.environ | _CACHE_ALL | (env or _devices(1)),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
       text=True,
@@ -244,6 +250,7 @@ def _finish(name, workdir, overrides, tally, *more):
 
 def _compare(what, workdir, overrides, reference, tally):
   tally.runs += 1
+  _say(f"{what}: {tally.kills} kills so far")
   if not same(final_state(workdir, overrides), reference.state):
     tally.divergences.append(what)
 
@@ -504,6 +511,7 @@ def _rewritten(workdir, written):
 
 def _compare_tables(workdir, reference, tally):
   tally.runs += 1
+  _say(f"{workdir.name}: {tally.kills} kills so far")
   rows, doubled = results(workdir)
   tally.doubled += doubled
   tally.lost += len(set(reference) - set(rows))
@@ -517,26 +525,38 @@ def run(folder, kills, seed):
   rng = random.Random(seed)
   tally = Tally()
   in_sweeps, in_pairs = kills // 4, max(1, kills // 25)
-  reference = undisturbed(folder / "undisturbed", TINY, tally)
-  _say("killing trainings")
   in_trainings = kills - in_sweeps - in_pairs
-  kill_training(folder, TINY, reference, in_trainings, rng, tally)
-  _say("damaging checkpoints")
-  damage_checkpoint(folder, TINY, reference, rng, tally)
-  _say("filling a disk")
-  disk = fill_disk(folder, TINY, reference, tally)
-  _say("killing sweeps")
-  kill_sweep(folder, TINY | _SWEEP, in_sweeps, rng, tally)
-  _say("killing one of two processes")
-  ends = kill_one_of_two(folder, TINY, in_pairs, rng, tally)
-  _say("comparing 2 processes x 2 devices with 1 x 4")
-  layouts = compare_layouts(folder, TINY, tally)
+  reference = undisturbed(folder / "undisturbed", TINY, tally)
+  stages = {
+    "killed_trainings": lambda: kill_training(
+      folder, TINY, reference, in_trainings, rng, tally
+    ),
+    "damaged_checkpoints": lambda: damage_checkpoint(
+      folder, TINY, reference, rng, tally
+    ),
+    "full_disk_by": lambda: fill_disk(folder, TINY, reference, tally),
+    "killed_sweeps": lambda: kill_sweep(
+      folder, TINY | _SWEEP, in_sweeps, rng, tally
+    ),
+    "seconds_until_survivor_ended": lambda: kill_one_of_two(
+      folder, TINY, in_pairs, rng, tally
+    ),
+    "two_by_two_against_one_by_four": lambda: compare_layouts(
+      folder, TINY, tally
+    ),
+  }
+  found = {}
+  for name, stage in stages.items():
+    _say(f"{name}: {tally.kills} kills, {tally.runs} runs so far")
+    try:
+      found[name] = stage()
+    except Exception as error:  # of one stage: the others still count
+      traceback.print_exc()
+      tally.surprises.append(f"{name}: {type(error).__name__}: {error}")
   return tally.report() | {
     "seed": seed,
     "seconds_to_first_step_undisturbed": round(reference.start_seconds, 2),
-    "full_disk_by": disk,
-    "seconds_until_survivor_ended": ends,
-    "two_by_two_against_one_by_four": layouts,
+    **{name: value for name, value in found.items() if value is not None},
   }
 
 
@@ -553,6 +573,7 @@ def main(argv):
   parser.add_argument("--json", help="file to write")
   options = parser.parse_args(argv)
   with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/cache")
     report = run(pathlib.Path(folder), options.kills, options.seed)
   text = json.dumps(report, indent=2)
   print(text)
