@@ -25,6 +25,9 @@ _FREE = {
     "sample_every",
     "keep",
     "keep_every",
+    "keep_first",
+    "watchdog_seconds",
+    "lease_seconds",
     "heldout_images",
     "max_skipped",
   ),
@@ -224,6 +227,7 @@ def _validate_training(config, num_devices):
     "train.log_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.lease_seconds",
     "train.heldout_images",
     "train.max_skipped",
     "data.threads",
@@ -233,6 +237,8 @@ def _validate_training(config, num_devices):
   for field in (
     "train.sample_every",
     "train.keep_every",
+    "train.keep_first",
+    "train.watchdog_seconds",
     "optim.warmup_steps",
     "optim.weight_decay",
   ):

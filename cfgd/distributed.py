@@ -1,36 +1,178 @@
 """Processes and devices: who am I, how is a batch split, wait for all."""
 
+import contextlib
 import os
+import sys
+import threading
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-_CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
+from cfgd import errors
+
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
-def initialize():
+def initialize(*, join_seconds, peer_seconds):
   """Join the other processes if the environment names any; once, first.
 
-  Reads JAX's own variables (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
-  JAX_PROCESS_ID), a SLURM job of several tasks, or a TPU pod's worker list. On
-  a single machine it does nothing.
+  On a single machine it does nothing; `cluster` says what is looked at.
+
+  Args:
+    join_seconds: to wait for all processes; then the process ends with a line.
+    peer_seconds: of silence after which a process counts as dead, and the
+      others end.
+
+  Raises:
+    errors.UserError: the environment names processes and not all that is
+      needed.
   """
-  slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1
-  pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-  named = [name for name in _CLUSTER_VARIABLES if os.environ.get(name)]
-  if named:
+  arguments = cluster(os.environ)
+  if arguments is None:
+    return
+  with _ending_after(join_seconds, arguments):
     jax.distributed.initialize(
-      coordinator_address=os.environ[named[0]],
-      num_processes=_integer("JAX_NUM_PROCESSES"),
-      process_id=_integer("JAX_PROCESS_ID"),
+      **arguments,
+      # JAX ends the process with a stack dump: ours comes first.
+      initialization_timeout=join_seconds + 60,
+      heartbeat_timeout_seconds=peer_seconds,
+      shutdown_timeout_seconds=peer_seconds,
     )
-  elif slurm or pod:
-    jax.distributed.initialize()
 
 
-def _integer(name):
-  return int(os.environ[name]) if name in os.environ else None
+def cluster(environment):
+  """Return the arguments of jax.distributed.initialize, None for one process.
+
+  Args:
+    environment: mapping such as os.environ. In this order: JAX's own
+      JAX_COORDINATOR_ADDRESS (or COORDINATOR_ADDRESS), JAX_NUM_PROCESSES and
+      JAX_PROCESS_ID, with the last two from Open MPI or SLURM where they are
+      not set; a SLURM or Open MPI job of several tasks; a TPU pod.
+      JAX_NUM_PROCESSES=1 is one process whatever else there is.
+  """
+  address = environment.get("JAX_COORDINATOR_ADDRESS") or environment.get(
+    "COORDINATOR_ADDRESS"
+  )
+  names = ["JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"]
+  if "SLURM_STEP_NODELIST" in environment:  # of srun; sbatch sets the others
+    names.append("SLURM_NTASKS")
+  count = _integer(environment, *names)
+  process = _integer(
+    environment, "JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"
+  )
+  if count == 1:
+    return None
+  if address:
+    return _explicit(address, count, process)
+  if count is not None and not _finds_coordinator(environment):
+    raise errors.UserError(
+      f"{count} processes and no JAX_COORDINATOR_ADDRESS: set it to HOST:PORT "
+      "of process 0 in all of them, or JAX_NUM_PROCESSES=1"
+    )
+  if count is not None or _is_pod(environment):
+    return {}
+  return None
+
+
+def _explicit(address, count, process):
+  for name, value in (
+    ("JAX_NUM_PROCESSES", count),
+    ("JAX_PROCESS_ID", process),
+  ):
+    if value is None:
+      raise errors.UserError(
+        f"JAX_COORDINATOR_ADDRESS={address} without {name}: set it too"
+      )
+  if not 0 <= process < count:
+    raise errors.UserError(
+      f"JAX_PROCESS_ID={process}: must be in 0..{count - 1} where "
+      f"JAX_NUM_PROCESSES={count}"
+    )
+  if not address.rpartition(":")[2].isdigit():
+    raise errors.UserError(
+      f"JAX_COORDINATOR_ADDRESS={address}: must be HOST:PORT"
+    )
+  return {
+    "coordinator_address": address,
+    "num_processes": count,
+    "process_id": process,
+  }
+
+
+def _integer(environment, *names):
+  """Return the first of these variables that is set."""
+  for name in names:
+    if environment.get(name):
+      try:
+        return int(environment[name])
+      except ValueError as error:
+        raise errors.UserError(
+          f"{name}={environment[name]}: must be an integer"
+        ) from error
+  return None
+
+
+def _finds_coordinator(environment):
+  """Say whether JAX finds the address of process 0 itself."""
+  return (
+    "SLURM_STEP_NODELIST" in environment
+    or "OMPI_MCA_orte_hnp_uri" in environment
+    or _is_pod(environment)
+  )
+
+
+def _is_pod(environment):
+  return (
+    len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+  )
+
+
+@contextlib.contextmanager
+def _ending_after(seconds, arguments):
+  """End the process with one line where the work inside takes longer."""
+
+  def end():
+    address = arguments.get("coordinator_address", "the coordinator")
+    print(
+      f"error: not all of {arguments.get('num_processes', 'the')} processes "
+      f"were at {address} within {seconds} s (--join_seconds); this is process "
+      f"{arguments.get('process_id', '?')}: see whether the others run and "
+      "reach that address",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)
+
+  timer = threading.Timer(seconds, end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+@contextlib.contextmanager
+def naming_memory(*fields):
+  """Say which fields to lower when the devices' memory does not suffice.
+
+  Args:
+    *fields: such as "train.batch_size=256".
+
+  Raises:
+    errors.RunError: it did not.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if _OUT_OF_MEMORY not in str(error):
+      raise
+    raise errors.RunError(
+      f"out of memory on the devices: lower {' or '.join(fields)} "
+      f"({errors.first_line(error)})"
+    ) from error
 
 
 def is_lead():
@@ -42,6 +184,13 @@ def barrier(name):
   """Wait until every process has come here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def agree(value):
+  """Return the first process's integer or bool in all processes."""
+  if jax.process_count() == 1:
+    return value
+  return type(value)(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def split(tree, num_devices):

@@ -1,5 +1,9 @@
 """The errors that are told in one line."""
 
+# What launchers restart on: the same command again goes on from what is saved.
+# It is sysexits.h's EX_TEMPFAIL.
+EXIT_AGAIN = 75
+
 
 class UserError(ValueError):
   """A mistake in a config, a path or a file.
@@ -16,3 +20,13 @@ class RunError(RuntimeError):
 
 class NonFiniteError(RunError):
   """Numbers that are not finite, said and never hidden."""
+
+
+class Preempted(RunError):
+  """A run that ended on request, work saved; exit code EXIT_AGAIN."""
+
+
+def first_line(error, length=160):
+  """Return the start of an error's message, for a line of one's own."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0] if len(lines[0]) <= length else lines[0][:length] + "..."

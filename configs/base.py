@@ -99,6 +99,14 @@ def get_config():
         # Newest checkpoints that stay, and steps whose multiples stay for good.
         "keep": 3,
         "keep_every": 50_000,
+        # First checkpoints that stay for good; autoguidance can use them.
+        "keep_first": 0,
+        # End, with the stacks of all threads, when no step was finished for so
+        # long; ten times that for compiling and saving. 0: never.
+        "watchdog_seconds": 0.0,
+        # A job that was silent for so long has lost what it held of a workdir
+        # or a sweep to others.
+        "lease_seconds": 120.0,
         # Held-out images that a classifier is tried on.
         "heldout_images": 10_000,
         # Stop after this many steps with a loss or gradient that is not finite.

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from cfgd import distributed
 from cfgd import errors
+from cfgd import preemption
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Whose progress is shown: ours, and clu's reports. Not all of ROOT: it may hold
@@ -22,6 +23,25 @@ _SHOWN = (
   os.path.join(ROOT, "experiments"),
   os.path.dirname(clu.__file__),
 )
+
+_JOIN_SECONDS = flags.DEFINE_integer(
+  "join_seconds", 300, "Wait so long for the other processes.", lower_bound=1
+)
+_PEER_SECONDS = flags.DEFINE_integer(
+  "peer_seconds",
+  100,
+  "Silence after which another process counts as dead and all end.",
+  lower_bound=1,
+)
+# What needs the devices' memory, where the work itself has not said so.
+_MEMORY = (
+  "train.batch_size",
+  "sampling.batch_size",
+  "metrics.batch_size",
+  "set model.remat=True",
+)
+_INTERRUPTED = "interrupted; the same command goes on from what is saved"
+_EXIT_INTERRUPTED = 130  # as shells say for Ctrl-C
 
 
 def define_config(default):
@@ -52,15 +72,46 @@ def run(main):
     if len(argv) > 1:
       _stop(f"{argv[1]}: unknown argument; options are --name=value")
     try:
-      distributed.initialize()
-      main()
+      distributed.initialize(
+        join_seconds=_JOIN_SECONDS.value, peer_seconds=_PEER_SECONDS.value
+      )
+      preemption.install()
+      with distributed.naming_memory(*_MEMORY):
+        main()
     except errors.UserError as error:
       _stop(error)
+    except errors.Preempted as error:
+      _stop(error, errors.EXIT_AGAIN, "stopped")
+    except KeyboardInterrupt:
+      _stop(_INTERRUPTED, _EXIT_INTERRUPTED, "stopped")
     except (errors.RunError, OSError) as error:  # OSError: disk full, no access
-      _stop(error, code=1)
+      _stop(error, 1)
 
   _set_up_logging()
+  sys.excepthook = _without_closed_loops(sys.excepthook)
   app.run(guarded, flags_parser=_parse)
+
+
+def _without_closed_loops(hook):
+  """Drop what TensorStore prints, by the hundred, after a save that failed."""
+
+  def filtered(kind, error, trace):
+    if str(error) != "Event loop is closed":
+      hook(kind, error, trace)
+
+  return filtered
+
+
+def parse_shard(text):
+  """Return (i, n) of the text "i/n"."""
+  index, slash, count = text.partition("/")
+  if not (slash and index.isdigit() and count.isdigit()) or not (
+    1 <= int(index) <= int(count)
+  ):
+    raise errors.UserError(
+      f"--shard={text}: must be i/n with i from 1 to n, such as 3/16"
+    )
+  return int(index), int(count)
 
 
 def _parse(argv):
@@ -89,14 +140,17 @@ def _set_up_logging():
   handler.setFormatter(
     python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
   )
-  handler.addFilter(
-    lambda record: (
-      record.levelno >= python_logging.WARNING
-      or record.pathname.startswith(_SHOWN)
-    )
+  handler.addFilter(_is_shown)
+
+
+def _is_shown(record):
+  if "orbax" in record.pathname and record.exc_info:
+    return False  # what went wrong with a save is raised, and told in one line
+  return record.levelno >= python_logging.WARNING or (
+    record.pathname.startswith(_SHOWN)
   )
 
 
-def _stop(error, code=2):
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _stop(error, code=2, kind="error"):
+  print(f"{kind}: {' '.join(str(error).split())}", file=sys.stderr)
   sys.exit(code)

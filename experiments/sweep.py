@@ -4,6 +4,9 @@
 
 Trains what is missing, then samples and scores cell by cell; the same command
 again continues. Writes results.csv, report.md and report.html into DIR.
+
+Jobs may share a sweep: the same command several times works on one DIR, or
+--shard=3/16 makes this the third of sixteen, which has its own cells.
 """
 
 from absl import flags
@@ -14,12 +17,14 @@ from experiments import launcher
 
 _CONFIG = launcher.define_config("sweep_embedded.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.")
+_SHARD = flags.DEFINE_string("shard", "1/1", "This job of how many: 3/16.")
 flags.mark_flag_as_required("workdir")
 
 
 def main():
   """Run the sweep, print its table and where the report is."""
-  path = epath.Path(runner.sweep(_CONFIG.value, _WORKDIR.value))
+  shard = launcher.parse_shard(_SHARD.value)
+  path = epath.Path(runner.sweep(_CONFIG.value, _WORKDIR.value, shard=shard))
   print((path.parent / "report.md").read_text())
   print(f"Report: {path}")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def test_sample_and_evaluate(trained):
     ("invalid literal", "sample", ["--config.sampling.T=abc"]),
     ("no such file", "evaluate", ["--samples=none.npz"]),
     ("give --workdir", "evaluate", ["--reference=none.npz"]),
+    ("--shard=4/3: must be i/n", "sweep", ["--shard=4/3"]),
   ],
 )
 def test_mistakes_end_in_one_line(trained, words, name, more):
@@ -149,6 +151,19 @@ def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path):
   out, err = succeed(*command, "--allow_other_archives")
   assert "6 of 6 images" in err
   assert (pathlib.Path(out.strip()) / "dataset_info.json").exists()
+
+
+def test_checkpoints_are_listed_and_a_damaged_one_is_told(trained, tmp_path):
+  shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+  (tmp_path / "checkpoints/2/ema/_METADATA").write_text("")
+  code, out, err = run("checkpoints", f"--workdir={tmp_path}")
+  assert code == 1
+  header, one, two = out.splitlines()
+  assert header.split()[0] == "step"
+  assert one.split()[0] == "1"
+  assert one.endswith("mnist5k-crop24-area4      verified")
+  assert "DAMAGED: ema/_METADATA has 0 bytes of" in two
+  assert "error: 1 of 2 checkpoints are damaged: steps 2" in err
 
 
 def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path):

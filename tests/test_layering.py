@@ -14,6 +14,9 @@ ALLOWED = {
   "errors": set(),
   "files": set(),
   # L0
+  "manifest": set(),
+  "preemption": set(),
+  "watchdog": set(),
   "diffusion": set(),
   "distributed": set(),
   "config": set(),
@@ -29,7 +32,8 @@ ALLOWED = {
   "sweep.paper": set(),
   # L1
   "guidance": {"diffusion"},
-  "checkpoint": {"distributed"},
+  "checkpoint": {"distributed", "manifest"},
+  "lease": {"distributed"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
   "data.originals": {"data.images"},
@@ -80,12 +84,13 @@ ALLOWED = {
     *("config", "checkpoint", "distributed", "networks"),
     *("data.pipeline", "data.prepare", "data.sources"),
     "convert.guided_diffusion",
+    *("lease", "preemption", "watchdog"),
     *("training.state", "training.steps", "training.tasks"),
   },
   "sampling.second": {"config", "checkpoint", "networks"},
   "sampling.generate": {
     "sampling.second",
-    *("config", "checkpoint", "diffusion", "distributed"),
+    *("config", "checkpoint", "diffusion", "distributed", "preemption"),
     *("data.images", "networks", "sampling.sampler", "sampling.store"),
   },
   "metrics.feature_training": {
@@ -107,6 +112,7 @@ ALLOWED = {
   "sweep.runner": {
     *("config", "distributed", "sweep.grid", "sweep.paper"),
     "sweep.report",
+    *("lease", "preemption"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),
   },
   "sweep.figures": {

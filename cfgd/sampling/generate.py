@@ -15,6 +15,7 @@ from cfgd import distributed
 from cfgd import errors
 from cfgd import files
 from cfgd import networks
+from cfgd import preemption
 from cfgd.data import images as image_ops
 from cfgd.sampling import sampler as sampler_lib
 from cfgd.sampling import second as second_lib
@@ -71,6 +72,7 @@ def generate(config, workdir):
   Raises:
     errors.UserError: bad config, another run's workdir, no checkpoint.
     errors.NonFiniteError: a sample is not finite.
+    errors.Preempted: ended by a signal, after a chunk.
   """
   config_lib.validate(config, num_devices=jax.device_count())
   config_lib.validate_generation(config)
@@ -87,10 +89,14 @@ def generate(config, workdir):
     return result
 
   chunks = store.missing(folder, number, config.sampling.chunk_size)
-  mine = chunks[jax.process_index() :: jax.process_count()]
-  if mine:
-    draw = _make_draw(config, workdir, step, second)
-    _fill(config, draw, folder, mine)
+  # Before any process writes a chunk, all have seen which are missing.
+  distributed.barrier("chunks listed")
+  if chunks:
+    with distributed.naming_memory(
+      f"sampling.batch_size={config.sampling.batch_size}"
+    ):
+      draw = _make_draw(config, workdir, step, second)
+      _fill(config, draw, folder, chunks)
   distributed.barrier("samples")
   if distributed.is_lead():
     _assemble(folder, result, what, config)
@@ -99,11 +105,13 @@ def generate(config, workdir):
 
 
 def _fill(config, draw, folder, chunks):
-  """Sample the chunks and write each as it is done."""
+  """Sample this process's share of the chunks, write each as it is done."""
   sampling = config.sampling
+  mine = chunks[jax.process_index() :: jax.process_count()]
+  total = sum(stop - start for start, stop in mine)
   logging.info(
     "Sampling %d images: %s, w=%g (s=%g), T=%d, %s.",
-    sum(stop - start for start, stop in chunks),
+    total,
     sampling.guidance,
     sampling.w,
     1 + sampling.w,
@@ -111,28 +119,51 @@ def _fill(config, draw, folder, chunks):
     sampling.sampler,
   )
   classes = np.array(sampling.labels or range(config.data.num_classes))
-  per_call = sampling.batch_size * jax.local_device_count()
-  total = sum(stop - start for start, stop in chunks)
-  begin, done = time.monotonic(), 0
-  for start, stop in chunks:
-    index = np.arange(start, stop)
-    label = classes[index % len(classes)].astype(np.int32)
-    parts = []
-    for first in range(0, len(index), per_call):
-      part = slice(first, first + per_call)
-      parts.append(draw(index[part], label[part]))
-      done += len(parts[-1])
-      seconds = time.monotonic() - begin
-      logging.log_every_n_seconds(
-        logging.INFO,
-        "%d of %d images, %.1f images/s, ETA %.0f s.",
-        10,
-        done,
-        total,
-        done / seconds,
-        (total - done) * seconds / done,
+  say = _progress(total)
+  with preemption.deferred():
+    # All processes take as many rounds, some maybe an empty last one.
+    for number in range(-(-len(chunks) // jax.process_count())):
+      for start, stop in mine[number : number + 1]:
+        index = np.arange(start, stop)
+        label = classes[index % len(classes)].astype(np.int32)
+        images = _draw_all(draw, index, label, config, say)
+        store.write(folder, start, images, label)
+      preemption.check(
+        f"{len(mine[: number + 1])} of {len(mine)} chunks are written to "
+        f"{folder}; the same command goes on"
       )
-    store.write(folder, start, np.concatenate(parts), label)
+
+
+def _draw_all(draw, index, label, config, say):
+  """Return the images [n, H, W, C] uint8 of a chunk, call by call."""
+  per_call = config.sampling.batch_size * jax.local_device_count()
+  parts = []
+  for first in range(0, len(index), per_call):
+    part = slice(first, first + per_call)
+    parts.append(draw(index[part], label[part]))
+    say(len(parts[-1]))
+  return np.concatenate(parts)
+
+
+def _progress(total):
+  """Return a function that counts images and logs their rate and ETA."""
+  begin, done = time.monotonic(), 0
+
+  def say(more):
+    nonlocal done
+    done += more
+    seconds = time.monotonic() - begin
+    logging.log_every_n_seconds(
+      logging.INFO,
+      "%d of %d images, %.1f images/s, ETA %.0f s.",
+      10,
+      done,
+      total,
+      done / seconds,
+      (total - done) * seconds / done,
+    )
+
+  return say
 
 
 def part_of(config):

@@ -11,6 +11,8 @@ from cfgd import config as config_lib
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import lease
+from cfgd import preemption
 from cfgd.metrics import evaluate
 from cfgd.sampling import generate
 from cfgd.sweep import grid
@@ -20,17 +22,21 @@ from cfgd.training import loop
 
 # Fields of metrics that say where things are, not what.
 _PLACES = ("feature_dir", "cache_dir", "inception")
+_POLL_SECONDS = 1.0
+_SAY_SECONDS = 60.0
 
 
-def sweep(config, workdir):
+def sweep(config, workdir, *, shard=(1, 1)):
   """Run all cells of `config.sweep.grids` that have no result yet.
 
   A cell is done when its metrics.json exists. The report is written after each
-  cell. A cell that fails is recorded, and the others go on.
+  cell. A cell that fails is recorded, and the others go on. Several jobs may
+  run on one workdir: each cell, and each training, is done by one of them.
 
   Args:
     config: ConfigDict of configs/base.py's fields.
     workdir: folder of the sweep: runs/, cells/, feature_net/ and the report.
+    shard: (i, n), the i-th of n jobs that share the cells; i from 1.
 
   Returns:
     Path of report.html.
@@ -38,34 +44,99 @@ def sweep(config, workdir):
   Raises:
     errors.UserError: bad config, or a workdir made with another.
     errors.RunError: some cells failed; names them.
+    errors.Preempted: ended by a signal.
   """
   workdir = epath.Path(workdir)
-  cells = plan(config, workdir)
+  cells = grid.shard(plan(config, workdir), *shard)
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
   if not config.metrics.feature_dir:
     config = config.copy_and_resolve_references()
     config.metrics.feature_dir = str(workdir / "feature_net")
-  evaluate.prepare(config, workdir)
+  with _lease(config, epath.Path(config.metrics.feature_dir) / "feature_net"):
+    evaluate.prepare(config, workdir)
 
-  failed = {}
-  for number, cell in enumerate(cells, start=1):
-    folder = folder_of(config, workdir, cell)
-    if (folder / "metrics.json").exists():
-      continue
-    logging.info("Cell %d of %d: %s", number, len(cells), cell.id)
-    try:
-      _run(_at(config, workdir, cell), workdir, cell, folder)
-    except (RuntimeError, OSError) as error:
-      logging.exception("Cell %s failed.", cell.id)
-      failed[cell.id] = f"{type(error).__name__}: {error}"
-      files.write_atomic(folder / "error.txt", failed[cell.id] + "\n")
-    write_report(config, workdir)
+  failed = _run_all(config, workdir, cells)
+  path = write_report(config, workdir)
   if failed:
     raise errors.RunError(
-      f"{len(failed)} of {len(cells)} cells failed: {failed}; the same command "
-      "tries them again"
+      f"{len(failed)} of {len(cells)} cells failed ("
+      + "; ".join(f"{cell}: {why}" for cell, why in failed.items())
+      + f"); see error.txt in {workdir / 'cells'}; the same command tries them "
+      "again"
     )
-  return write_report(config, workdir)
+  return path
+
+
+def _lease(config, path, wait=True):
+  return lease.hold(path, seconds=config.train.lease_seconds, wait=wait)
+
+
+def _run_all(config, workdir, cells):
+  """Run the cells that nobody has done; those of other jobs come last.
+
+  Returns:
+    {id: what went wrong} of the cells that failed here.
+  """
+  failed, untrained = {}, {}
+  pending = list(cells)
+  said = time.monotonic()
+  while pending:
+    busy = []
+    for cell in pending:
+      try:
+        _attempt(config, workdir, cell, failed, untrained)
+      except lease.Busy as error:
+        busy.append(cell)
+        why = error
+    if len(busy) == len(pending):
+      preemption.check(f"cells are left in {workdir}; the same command goes on")
+      if time.monotonic() - said > _SAY_SECONDS:
+        logging.info("%d cells are with other jobs: %s.", len(busy), why)
+        said = time.monotonic()
+      time.sleep(_POLL_SECONDS)
+    pending = busy
+  return failed
+
+
+def _attempt(config, workdir, cell, failed, untrained):
+  """Run a cell unless it is done; record what goes wrong.
+
+  Args:
+    config: ConfigDict of the sweep.
+    workdir: its folder.
+    cell: Cell.
+    failed: {cell's id: what went wrong}, filled in here.
+    untrained: {run's folder: the error of its training}, filled in here: what
+      failed once in this job is not tried for every cell.
+
+  Raises:
+    lease.Busy: another job does the cell or trains its model.
+  """
+  folder = folder_of(config, workdir, cell)
+  if _is_done(folder):
+    return
+  with _lease(config, folder / "cell", wait=False):
+    if _is_done(folder):
+      return
+    preemption.check(
+      f"{cell.id} is next in {workdir}; the same command goes on"
+    )
+    logging.info("Cell %s", cell.id)
+    try:
+      _run(_at(config, workdir, cell), workdir, cell, folder, untrained)
+    except (errors.Preempted, lease.Busy):
+      raise
+    except Exception as error:
+      logging.exception("Cell %s failed.", cell.id)
+      failed[cell.id] = f"{type(error).__name__}: {errors.first_line(error)}"
+      if distributed.is_lead():
+        note = f"{type(error).__name__}: {error}\n"
+        files.write_atomic(folder / "error.txt", note)
+  write_report(config, workdir)
+
+
+def _is_done(folder):
+  return distributed.agree((folder / "metrics.json").exists())
 
 
 def plan(config, workdir):
@@ -126,15 +197,32 @@ def folder_of(config, workdir, cell):
   return epath.Path(workdir) / "cells" / name
 
 
-def _run(config, workdir, cell, folder):
+def _train(config, run_dir, untrained):
+  """Train a model, unless that failed before in this job."""
+  if run_dir in untrained:
+    raise untrained[run_dir]
+  try:
+    loop.train(config, run_dir, wait=False)
+  except (errors.Preempted, lease.Busy):
+    raise
+  except Exception as error:
+    untrained[run_dir] = error
+    raise
+
+
+def _run(config, workdir, cell, folder, untrained):
   """Train if need be, sample, measure; metrics.json is written last."""
   run_dir = workdir / "runs" / f"p{cell.p_uncond:g}"
-  loop.train(config, run_dir)
+  _train(config, run_dir, untrained)
   if config.sampling.second_dir == str(_classifier_dir(workdir)):
-    loop.train(config_lib.classifier_config(config), _classifier_dir(workdir))
+    classifier = config_lib.classifier_config(config)
+    _train(classifier, _classifier_dir(workdir), untrained)
   begin = time.monotonic()
   samples = generate.generate(config, run_dir)
-  measured = evaluate.evaluate(config, run_dir, samples)
+  with distributed.naming_memory(
+    f"metrics.batch_size={config.metrics.batch_size}"
+  ):
+    measured = evaluate.evaluate(config, run_dir, samples)
   if not distributed.is_lead():
     return
   settings = json.loads((samples.parent / "settings.json").read_text())
@@ -154,6 +242,7 @@ def _run(config, workdir, cell, folder):
   files.write_atomic(
     folder / "metrics.json", json.dumps(result, indent=2) + "\n"
   )
+  (folder / "error.txt").unlink(missing_ok=True)
 
 
 def _describe(cell):
@@ -168,6 +257,14 @@ def write_report(config, workdir):
   Returns:
     Path of report.html.
   """
+  # One job at a time, so that none overwrites what another knows more of.
+  with _lease(config, epath.Path(workdir) / "report"):
+    if distributed.is_lead():
+      _write_report(config, epath.Path(workdir))
+  return epath.Path(workdir) / "report.html"
+
+
+def _write_report(config, workdir):
   planned = grid.cells(config.sweep.grids, config.sampling)
   finished = []
   for cell in planned:
@@ -175,10 +272,8 @@ def write_report(config, workdir):
     if (folder / "metrics.json").exists():
       result = json.loads((folder / "metrics.json").read_text())
       finished.append(result | {"grid_png": folder / "grid.png"})
-  if not distributed.is_lead():
-    return epath.Path(workdir) / "report.html"
-  return report.write(
-    epath.Path(workdir),
+  report.write(
+    workdir,
     finished,
     [_describe(cell) for cell in planned],
     config_lib.to_dict(config),

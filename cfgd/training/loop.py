@@ -16,7 +16,10 @@ from cfgd import config as config_lib
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import lease
 from cfgd import networks
+from cfgd import preemption
+from cfgd import watchdog
 from cfgd.convert import guided_diffusion
 from cfgd.data import pipeline
 from cfgd.data import prepare
@@ -26,18 +29,24 @@ from cfgd.training import steps
 from cfgd.training import tasks
 
 _PROGRESS_SECONDS = 15.0
+# Times train.watchdog_seconds that compiling, saving, and samples may take.
+_PATIENCE = 10
 
 
-def train(config, workdir):
+def train(config, workdir, *, wait=True):
   """Train to `config.train.steps`; the same call again resumes.
 
   Args:
     config: ConfigDict of configs/base.py's fields.
     workdir: folder of the run: config.json, checkpoints/, TensorBoard events.
+    wait: for another job that trains here to end.
 
   Raises:
     errors.UserError: bad config, or a workdir made with another one.
     errors.NonFiniteError: too many steps were not finite.
+    errors.Preempted: ended by a signal, at a step that is saved.
+    errors.RunError: a checkpoint could not be written, or memory ran out.
+    lease.Busy: another job trains here, and `wait` is False.
   """
   config_lib.validate(config, num_devices=jax.device_count())
   prepare.ensure(
@@ -50,31 +59,70 @@ def train(config, workdir):
     config.data.source, "train", **config_lib.source_arguments(config)
   )
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
+  if _is_trained(config, workdir):
+    return
+  train = config.train
+  with (
+    lease.hold(
+      epath.Path(workdir) / "train", seconds=train.lease_seconds, wait=wait
+    ) as check_lease,
+    distributed.naming_memory(
+      f"train.batch_size={train.batch_size}",
+      f"set model.remat=True (now {config.model.remat})",
+    ),
+  ):
+    if not _is_trained(config, workdir):  # the other job may have done it
+      _run(config, epath.Path(workdir), source, check_lease)
+
+
+def _is_trained(config, workdir):
+  """Say whether no step is missing; the processes agree."""
+  newest = -1
+  if distributed.is_lead():
+    there = checkpoint.steps(workdir)
+    if there and there[-1] >= config.train.steps:
+      good = checkpoint.find_good(workdir)
+      newest = -1 if good is None else good
+  newest = distributed.agree(newest)
+  if newest < config.train.steps:
+    return False
+  logging.info("Trained already: step %d of %s.", newest, workdir)
+  return True
+
+
+def _run(config, workdir, source, check_lease):
+  """Take the steps that are missing, watched over, and leave nothing open."""
+  train = config.train
   checkpoints = checkpoint.Checkpointer(
-    workdir, keep=config.train.keep, keep_every=config.train.keep_every
+    workdir,
+    keep=train.keep,
+    keep_every=train.keep_every,
+    keep_first=train.keep_first,
   )
-  with contextlib.closing(checkpoints):
-    newest = checkpoints.newest_step()
-    if newest is not None and newest >= config.train.steps:
-      logging.info("Trained already: step %d of %s.", newest, workdir)
-    else:
-      _run(config, epath.Path(workdir), source, checkpoints)
+  writer = metric_writers.create_default_writer(
+    str(workdir), just_logging=not distributed.is_lead()
+  )
+  dog = watchdog.Watchdog(train.watchdog_seconds, "train.watchdog_seconds")
+  with (
+    preemption.deferred(),
+    contextlib.closing(checkpoints),
+    contextlib.closing(writer),
+    contextlib.closing(dog),
+  ):
+    _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease)
 
 
-def _run(config, workdir, source, checkpoints):
-  """Take the steps that are missing."""
+def _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease):
+  """The training loop itself."""
   network, task = networks.build(config), tasks.TASKS[config.task]
-  state = _restore_or_start(config, network, workdir, source, checkpoints)
-  first_step = int(state.step)
-  step, batches = _make_step(config, network), _batches(config, source, state)
-  traced = {"p_uncond": np.float32(config.diffusion.p_uncond)}
   meta = {
     "config": config_lib.digest(config_lib.identity(config)),
     "preprocessing": source.preprocessing,
   }
-  writer = metric_writers.create_default_writer(
-    str(workdir), just_logging=not distributed.is_lead()
-  )
+  state = _restore_or_start(config, network, workdir, source, checkpoints, meta)
+  first_step = int(state.step)
+  step, batches = _make_step(config, network), _batches(config, source, state)
+  traced = {"p_uncond": np.float32(config.diffusion.p_uncond)}
   progress = periodic_actions.ReportProgress(
     num_train_steps=config.train.steps,
     writer=writer,
@@ -83,6 +131,7 @@ def _run(config, workdir, source, checkpoints):
   _say_start(config, source, first_step, state.params)
 
   window = []
+  dog.beat(f"step {first_step + 1}", _PATIENCE)  # compiles
   for number, batch in zip(
     range(first_step + 1, config.train.steps + 1), batches, strict=False
   ):
@@ -93,28 +142,43 @@ def _run(config, workdir, source, checkpoints):
       jax.block_until_ready(metrics)
     window.append(metrics)
     last = number == config.train.steps
+    stop = preemption.reached()
     progress(number)
+    checkpoints.check()
     if last or number % config.train.log_every == 0:
       _log(writer, number, window, config.train.max_skipped, checkpoints)
       window = []
-    if last or number % config.train.checkpoint_every == 0:
+    if last or stop or number % config.train.checkpoint_every == 0:
+      dog.beat(f"saving step {number}", _PATIENCE)
+      check_lease()
       checkpoints.save(state, meta)
+    if stop and not last:
+      _end_early(checkpoints, number, config, workdir)
     if _due(number, config.train.sample_every):
+      dog.beat(f"what is shown of step {number}", _PATIENCE)
       task.show(config, network, state, workdir, writer)
-  writer.close()
+    dog.beat(f"step {number + 1}")
+
+
+def _end_early(checkpoints, number, config, workdir):
+  checkpoints.close()
+  preemption.end(
+    f"step {number} of {config.train.steps} is saved in {workdir}; the same "
+    "command goes on"
+  )
 
 
 def _due(number, every):
   return every and number % every == 0
 
 
-def _restore_or_start(config, network, workdir, source, checkpoints):
+def _restore_or_start(config, network, workdir, source, checkpoints, meta):
   """Return the state to go on from, on all devices."""
   state = state_lib.create(
     networks.initial_params(config),
     state_lib.make_optimizer(**config_lib.adam_arguments(config)),
   )
-  restored = checkpoints.restore_newest(state)
+  restored = checkpoints.restore_newest(state, meta)
   if restored is not None:
     return distributed.replicate(restored)
   if config.train.init_from:

@@ -1,5 +1,8 @@
 """Samples: one compilation, image i from (seed, i), chunks that survive."""
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from cfgd import checkpoint
 from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
+from cfgd import preemption
 from cfgd.sampling import generate
 from cfgd.sampling import sampler
 from cfgd.sampling import store
@@ -190,6 +194,25 @@ def test_generate_resumes_by_chunk(config, trained, monkeypatch):
   assert written == [12]
   generate.generate(config, trained[1])
   assert written == [12]
+
+
+def test_sigterm_ends_sampling_after_the_chunk(config, trained, monkeypatch):
+  config.sampling.seed = 3
+  handler = signal.getsignal(signal.SIGTERM)
+  preemption.install()
+  write = store.write
+
+  def signalled(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    write(*args)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(store, "write", signalled)
+    with pytest.raises(errors.Preempted, match="1 of 2 chunks are written"):
+      generate.generate(config, trained[1])
+  signal.signal(signal.SIGTERM, handler)
+  images, _ = images_of(generate.generate(config, trained[1]))
+  assert len(images) == 22
 
 
 def test_batch_and_chunk_sizes_do_not_change_the_images(config, trained):

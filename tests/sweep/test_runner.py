@@ -1,13 +1,16 @@
 """The grid, and a sweep that does no work twice."""
 
 import csv
+import itertools
 
 import pytest
 
 from cfgd import errors
+from cfgd import lease
 from cfgd.sampling import generate
 from cfgd.sweep import grid
 from cfgd.sweep import runner
+from cfgd.training import loop
 from tests import conftest
 
 
@@ -103,6 +106,94 @@ def test_only_missing_cells_are_run_and_give_the_same(swept):
     assert [row[name] for name in metrics] == [
       before[cell][name] for name in metrics
     ]
+
+
+def test_a_cell_of_another_job_is_left_to_it(swept, monkeypatch):
+  workdir, _ = swept
+  config = small_sweep()
+  cells = grid.cells(config.sweep.grids, config.sampling)
+  theirs, ours = (
+    runner.folder_of(config, workdir, cell) / "metrics.json"
+    for cell in cells[:2]
+  )
+  finished = theirs.read_text()
+  ours.unlink()
+  theirs.unlink()
+  busy = lease.hold(theirs.parent / "cell", seconds=60, wait=False)
+  slept = []
+
+  def sleep(seconds):
+    assert ours.exists()  # what is free comes first
+    if not slept:
+      theirs.write_text(finished)
+      busy.__exit__(None, None, None)
+    slept.append(seconds)
+
+  monkeypatch.setattr(runner.time, "sleep", sleep)
+  busy.__enter__()
+  runner.sweep(config, workdir)
+  assert slept
+  assert theirs.read_text() == finished
+  assert set(rows(workdir)) == {cell.id for cell in cells}
+
+
+def test_shards_are_runs_of_cells_that_cover_the_sweep():
+  axes = {"p_uncond": (0.1, 0.2, 0.5), "T": (8, 64), "w": (0, 1, 2)}
+  cells = grid.cells({"main": axes}, {})
+  for count in (1, 2, 3, 7, 40):
+    shards = [grid.shard(cells, i, count) for i in range(1, count + 1)]
+    assert list(itertools.chain(*shards)) == cells
+  thirds = [grid.shard(cells, i, 3) for i in (1, 2, 3)]
+  assert [{cell.p_uncond for cell in third} for third in thirds] == [
+    *({0.1}, {0.2}, {0.5}),
+  ]
+
+
+def test_a_shard_does_its_cells_alone(swept):
+  workdir, _ = swept
+  config = small_sweep()
+  cells = grid.cells(config.sweep.grids, config.sampling)
+  results = [
+    runner.folder_of(config, workdir, cell) / "metrics.json" for cell in cells
+  ]
+  for path in results:
+    path.unlink()
+  runner.sweep(config, workdir, shard=(2, 2))
+  done = [path.exists() for path in results]
+  assert done == [cell in grid.shard(cells, 2, 2) for cell in cells]
+  assert 0 < sum(done) < len(cells)
+  runner.sweep(config, workdir, shard=(1, 2))
+  assert all(path.exists() for path in results)
+
+
+def test_a_training_that_fails_fails_its_cells_and_no_others(
+  swept, monkeypatch
+):
+  workdir, _ = swept
+  config = small_sweep()
+  cells = grid.cells(config.sweep.grids, config.sampling)
+  for cell in cells:
+    folder = runner.folder_of(config, workdir, cell)
+    (folder / "metrics.json").unlink()
+  tried = []
+
+  def train(config, run_dir, *, wait):
+    tried.append(run_dir.name)
+    if config.diffusion.p_uncond == 0.1:
+      raise ValueError("made to fail\nin two lines")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(loop, "train", train)
+    with pytest.raises(
+      errors.RunError,
+      match=r"2 of 3 cells failed \(p0.1_T3_w0: ValueError: mad",
+    ):
+      runner.sweep(config, workdir)
+  assert tried == ["p0.1", "p0.5"]
+  assert set(rows(workdir)) == {"p0.5_T2_w1"}
+  assert len(list(workdir.glob("cells/*/error.txt"))) == 2
+  runner.sweep(config, workdir)
+  assert not list(workdir.glob("cells/*/error.txt"))
 
 
 def test_other_settings_are_other_cells(swept):

@@ -1,6 +1,8 @@
 """Real short trainings: resume to the bit, workdirs, runs that diverge."""
 
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 from cfgd import checkpoint
 from cfgd import config as config_lib
 from cfgd import errors
+from cfgd import lease
 from cfgd import networks
+from cfgd import preemption
+from cfgd import watchdog
 from cfgd.sampling import generate
 from cfgd.training import loop
 from cfgd.training import state as state_lib
@@ -32,12 +37,40 @@ def assert_equal(one, other):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_resume_equals_the_straight_run_bit_for_bit(tiny, tmp_path):
+def signal_at(monkeypatch, number, step):
+  """Let a process get a signal when a step begins."""
+  beat = watchdog.Watchdog.beat
+
+  def signalling(dog, what, patience=1):
+    beat(dog, what, patience)
+    if what == f"step {step}":
+      os.kill(os.getpid(), number)
+
+  monkeypatch.setattr(watchdog.Watchdog, "beat", signalling)
+
+
+@pytest.fixture
+def answering_signals():
+  before = signal.getsignal(signal.SIGTERM)
+  preemption.install()
+  yield
+  signal.signal(signal.SIGTERM, before)
+
+
+def test_resume_equals_the_straight_run_bit_for_bit(
+  tiny, tmp_path, monkeypatch, answering_signals
+):
   tiny.model.dropout = 0.2
   tiny.data.flip = True
   tiny.train.steps = 5
   loop.train(tiny, tmp_path / "straight")
-  for steps in (2, 3, 5):
+  tiny.train.checkpoint_every = 5
+  with monkeypatch.context() as patched:
+    signal_at(patched, signal.SIGTERM, 2)
+    with pytest.raises(errors.Preempted, match="step 2 of 5 is saved in"):
+      loop.train(tiny, tmp_path / "resumed")
+  assert checkpoint.steps(tmp_path / "resumed") == [2]
+  for steps in (3, 5):
     tiny.train.steps = steps
     loop.train(tiny, tmp_path / "resumed")
   straight, resumed = (
@@ -135,6 +168,25 @@ def test_a_run_that_diverges_ends_and_names_its_checkpoint(tiny, tmp_path):
     match=r"train.max_skipped=3; last checkpoint: step \d",
   ):
     loop.train(tiny, tmp_path)
+
+
+def test_out_of_memory_names_the_fields_to_lower(tiny, tmp_path, monkeypatch):
+  def step(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+  monkeypatch.setattr(loop, "_make_step", lambda *_: step)
+  words = r"lower train\.batch_size=8 or set model\.remat=True"
+  with pytest.raises(errors.RunError, match=words):
+    loop.train(tiny, tmp_path)
+
+
+def test_two_jobs_do_not_train_in_one_workdir(tiny, tmp_path):
+  with lease.hold(tmp_path / "train", seconds=60, wait=False):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(lease.Busy, match="is at it"):
+      loop.train(tiny, tmp_path, wait=False)
+    after = {path.name for path in tmp_path.iterdir()}
+  assert after - {path.name for path in before} == {"config.json"}
 
 
 def test_tensorboard_and_grids_are_written(tiny, tmp_path):
