@@ -110,7 +110,7 @@ ALLOWED = {
   # L4
   "sweep.planner": {"config", "diffusion", "networks"},
   "sweep.runner": {
-    *("config", "distributed", "sweep.grid", "sweep.paper"),
+    *("config", "distributed", "sweep.grid", "sweep.paper", "sweep.planner"),
     "sweep.report",
     *("lease", "preemption"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),

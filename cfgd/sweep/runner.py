@@ -17,6 +17,7 @@ from cfgd.metrics import evaluate
 from cfgd.sampling import generate
 from cfgd.sweep import grid
 from cfgd.sweep import paper
+from cfgd.sweep import planner
 from cfgd.sweep import report
 from cfgd.training import loop
 
@@ -151,6 +152,13 @@ def plan(config, workdir):
   if classifier:
     config_lib.validate(classifier, num_devices=devices)
   return cells
+
+
+def price(config, workdir, evaluations_per_second):
+  """Return the cost of a whole sweep as lines of text, see `planner.table`."""
+  cells = plan(config, workdir)
+  costs = planner.costs(config, cells, lambda cell: _at(config, workdir, cell))
+  return planner.table(costs, evaluations_per_second)
 
 
 def _at(config, workdir, cell):

@@ -9,6 +9,7 @@ from cfgd import diffusion
 from cfgd import networks
 from cfgd.sweep import grid
 from cfgd.sweep import planner
+from cfgd.sweep import runner
 from configs import embedded
 from configs import sweep_embedded_guidance
 
@@ -86,3 +87,10 @@ def test_the_sum_of_a_sweep():
   hours = sum(part.flop for part in parts) / one / 3600 / 3600 / 1000
   assert lines[-1].split()[-1] == f"{hours:.1f}"
   assert lines[2].split()[-1] != ""
+
+
+def test_a_plan_writes_nothing(tmp_path):
+  lines = runner.price(sweep_embedded_guidance.get_config(), tmp_path, 0.0)
+  assert "training the classifier" in lines[2]
+  assert lines[-1].split()[:3] == ["in", "all", "33"]
+  assert not list(tmp_path.iterdir())
