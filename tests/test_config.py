@@ -7,6 +7,7 @@ import pytest
 
 from cfgd import config as config_lib
 from cfgd import errors
+from cfgd import validation
 from configs import base
 from configs import embedded
 from configs import imagenet64
@@ -22,7 +23,7 @@ ALL = sorted(
 @pytest.mark.parametrize("name", ALL)
 def test_configs_validate_and_have_the_same_fields(name):
   config = importlib.import_module(f"configs.{name}").get_config()
-  config_lib.validate(config, num_devices=8)
+  validation.validate(config, num_devices=8)
 
   def fields(plain):
     plain = config_lib.to_dict(plain)
@@ -90,7 +91,7 @@ def test_mistakes_name_field_value_and_choice(field, value, words):
   with config.ignore_type():
     config[section][name] = value
   with pytest.raises(errors.UserError) as caught:
-    config_lib.validate(config, num_devices=4)
+    validation.validate(config, num_devices=4)
   message = str(caught.value)
   assert words in message
   assert "\n" not in message
@@ -101,10 +102,10 @@ def test_mistakes_name_field_value_and_choice(field, value, words):
 def test_unconditional_w_and_conditional_only_models_are_allowed():
   config = embedded.get_config()
   config.sampling.w = -1.0
-  config_lib.validate(config, num_devices=1)
+  validation.validate(config, num_devices=1)
   config.sampling.w = 0.0
   config.diffusion.p_uncond = 0.0
-  config_lib.validate(config, num_devices=1)
+  validation.validate(config, num_devices=1)
 
 
 def test_workdir_belongs_to_its_config(tmp_path):

@@ -31,6 +31,7 @@ ALLOWED = {
   "sweep.grid": set(),
   "sweep.paper": set(),
   # L1
+  "validation": {"config"},
   "guidance": {"diffusion"},
   "checkpoint": {"distributed", "manifest"},
   "lease": {"distributed"},
@@ -73,6 +74,7 @@ ALLOWED = {
     *("data.imagenet_archives", "data.prepare", "data.prepared"),
   },
   "convert.importer": {
+    "validation",
     *("config", "checkpoint", "convert.guided_diffusion", "networks"),
     "training.state",
   },
@@ -81,6 +83,7 @@ ALLOWED = {
     *("sampling.sampler", "training.losses", "training.steps"),
   },
   "training.loop": {
+    "validation",
     *("config", "checkpoint", "distributed", "networks"),
     *("data.pipeline", "data.prepare", "data.sources"),
     "convert.guided_diffusion",
@@ -89,6 +92,7 @@ ALLOWED = {
   },
   "sampling.second": {"config", "checkpoint", "networks"},
   "sampling.generate": {
+    "validation",
     "sampling.second",
     *("config", "checkpoint", "diffusion", "distributed", "preemption"),
     *("data.images", "networks", "sampling.sampler", "sampling.store"),
@@ -98,11 +102,13 @@ ALLOWED = {
     *("models.feature_net", "training.state", "training.steps"),
   },
   "metrics.fid": {
+    "validation",
     *("config", "distributed", "convert.inception", "data.sources"),
     *("metrics.collect", "metrics.image_sets", "metrics.inception"),
     *("metrics.references", "metrics.scores"),
   },
   "metrics.evaluate": {
+    "validation",
     *("config", "distributed", "data.sources", "metrics.extract"),
     *("metrics.feature_training", "metrics.fid", "metrics.image_sets"),
     "metrics.scores",
@@ -110,12 +116,14 @@ ALLOWED = {
   # L4
   "sweep.planner": {"config", "diffusion", "networks"},
   "sweep.runner": {
+    "validation",
     *("config", "distributed", "sweep.grid", "sweep.paper", "sweep.planner"),
     "sweep.report",
     *("lease", "preemption"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),
   },
   "sweep.figures": {
+    "validation",
     *("config", "data.images", "distributed", "sampling.generate"),
     "sweep.report",
   },

@@ -6,6 +6,7 @@ from cfgd import checkpoint
 from cfgd import config as config_lib
 from cfgd import errors
 from cfgd import networks
+from cfgd import validation
 from cfgd.convert import guided_diffusion
 from cfgd.training import state as state_lib
 
@@ -24,7 +25,7 @@ def import_checkpoint(config, workdir, source):
     errors.UserError: a bad file, other keys or shapes than the config's
       network has, or a workdir that is in use.
   """
-  config_lib.validate(config, num_devices=1)
+  validation.validate(config, num_devices=1)
   config_lib.claim_workdir(config, workdir, write=False)
   if checkpoint.steps(workdir):
     raise errors.UserError(f"{workdir} has checkpoints: use another --workdir")

@@ -11,6 +11,7 @@ from cfgd import config as config_lib
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import validation
 from cfgd.data import sources
 from cfgd.metrics import extract
 from cfgd.metrics import feature_training
@@ -77,7 +78,7 @@ def _load(config, split):
 
 
 def _evaluate_embedded(config, workdir, samples):
-  config_lib.validate_sampling(config)
+  validation.validate_sampling(config)
   samples = epath.Path(samples)
   images = _open(samples, config_lib.image_shape(config))
   for field, needed in (

@@ -11,6 +11,7 @@ from cfgd import config as config_lib
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import validation
 from cfgd.convert import inception as inception_weights
 from cfgd.data import sources
 from cfgd.metrics import collect
@@ -47,7 +48,7 @@ def evaluate(config, samples, reference, preprocessing=""):
     errors.UserError: bad input; nothing is written.
     errors.NonFiniteError: features that are not finite.
   """
-  config_lib.validate_sampling(config)
+  validation.validate_sampling(config)
   images = _open_samples(config, samples)
   wanted = {"image_size": list(images.shape[:2])}
   if preprocessing:
@@ -215,7 +216,7 @@ def make_reference(config, reference, path):
   Returns:
     What the statistics are of, as a dict.
   """
-  config_lib.validate_sampling(config)
+  validation.validate_sampling(config)
   images = _reference_images(config, reference)
   network = _network(config)
   about = _about(config, network, images)

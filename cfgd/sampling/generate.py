@@ -16,6 +16,7 @@ from cfgd import errors
 from cfgd import files
 from cfgd import networks
 from cfgd import preemption
+from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.sampling import sampler as sampler_lib
 from cfgd.sampling import second as second_lib
@@ -74,8 +75,8 @@ def generate(config, workdir):
     errors.NonFiniteError: a sample is not finite.
     errors.Preempted: ended by a signal, after a chunk.
   """
-  config_lib.validate(config, num_devices=jax.device_count())
-  config_lib.validate_generation(config)
+  validation.validate(config, num_devices=jax.device_count())
+  validation.validate_generation(config)
   step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
   # Parameters are float32 whatever they were trained in.
   config_lib.claim_workdir(config, workdir, write=False, but=("model.dtype",))

@@ -11,6 +11,7 @@ from cfgd import config as config_lib
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.sampling import generate
 from cfgd.sweep import report
@@ -37,7 +38,7 @@ def draw(config, workdir):
   panels = {name: _panels(config, figure) for name, figure in figures.items()}
   for configs in panels.values():
     for panel in configs:
-      config_lib.validate_sampling(panel)
+      validation.validate_sampling(panel)
   return [
     _draw(panels[name], epath.Path(workdir), name, figures[name])
     for name in figures

@@ -13,6 +13,7 @@ from cfgd import errors
 from cfgd import files
 from cfgd import lease
 from cfgd import preemption
+from cfgd import validation
 from cfgd.metrics import evaluate
 from cfgd.sampling import generate
 from cfgd.sweep import grid
@@ -142,15 +143,15 @@ def _is_done(folder):
 
 def plan(config, workdir):
   """Return the cells of a sweep, each of them checked."""
-  config_lib.validate_grids(config)
+  validation.validate_grids(config)
   paper.table(config.sweep.paper)
   cells = grid.cells(config.sweep.grids, config.sampling)
   devices = jax.device_count()
   for cell in cells:
-    config_lib.validate(_at(config, workdir, cell), num_devices=devices)
+    validation.validate(_at(config, workdir, cell), num_devices=devices)
   classifier = config_lib.classifier_config(config)
   if classifier:
-    config_lib.validate(classifier, num_devices=devices)
+    validation.validate(classifier, num_devices=devices)
   return cells
 
 

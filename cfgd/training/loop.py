@@ -19,6 +19,7 @@ from cfgd import files
 from cfgd import lease
 from cfgd import networks
 from cfgd import preemption
+from cfgd import validation
 from cfgd import watchdog
 from cfgd.convert import guided_diffusion
 from cfgd.data import pipeline
@@ -48,7 +49,7 @@ def train(config, workdir, *, wait=True):
     errors.RunError: a checkpoint could not be written, or memory ran out.
     lease.Busy: another job trains here, and `wait` is False.
   """
-  config_lib.validate(config, num_devices=jax.device_count())
+  validation.validate(config, num_devices=jax.device_count())
   prepare.ensure(
     config.data.source,
     image_size=config.data.image_size,

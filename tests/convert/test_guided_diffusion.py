@@ -14,6 +14,7 @@ from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import errors
 from cfgd import networks
+from cfgd import validation
 from cfgd.convert import guided_diffusion
 from cfgd.models import unet
 from configs import adm_imagenet64
@@ -304,7 +305,7 @@ def test_the_null_row_is_zero_and_last(weights):
 )
 def test_the_configs_are_the_published_models(module, schedule, parameters):
   config = module.get_config()
-  config_lib.validate(config, num_devices=8)
+  validation.validate(config, num_devices=8)
   shapes = networks.param_shapes(config)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
   assert config.diffusion.timesteps == f"adm_{schedule}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cfgd import config as config_lib
+from cfgd import validation
 from cfgd.models import unet
 from configs import embedded
 from configs import imagenet64
@@ -22,7 +23,7 @@ from tests.models import networks
 )
 def test_the_papers_models_have_the_papers_size(module, parameters):
   config = module.get_config()
-  config_lib.validate(config, num_devices=8)
+  validation.validate(config, num_devices=8)
   network = unet.UNet(**config_lib.unet_arguments(config))
   shapes = networks.shapes_of(network, config.data.image_size)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters

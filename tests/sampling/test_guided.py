@@ -9,6 +9,7 @@ from cfgd import checkpoint
 from cfgd import config as config_lib
 from cfgd import errors
 from cfgd import networks
+from cfgd import validation
 from cfgd.sampling import generate
 from cfgd.training import state as state_lib
 from configs import imagenet64_classifier
@@ -16,7 +17,7 @@ from tests import conftest
 from tests.models import golden_weights
 from tests.sampling import test_sampling as common
 
-KINDS = [kind for kind in config_lib.GUIDANCES if kind != "none"]
+KINDS = [kind for kind in validation.GUIDANCES if kind != "none"]
 
 
 class Judge:
@@ -276,4 +277,4 @@ def test_settings_that_do_not_go_together_are_refused(tiny, fields, words):
   for name, value in fields.items():
     tiny.sampling[name] = value
   with pytest.raises(errors.UserError, match=words):
-    config_lib.validate(tiny, num_devices=1)
+    validation.validate(tiny, num_devices=1)
