@@ -93,12 +93,16 @@ class _Lease:
         json.dump(_me(), file)
     except FileExistsError:
       return False
-    if self._numbers()[-1:] != [_number(mine)]:
-      # The list above was out of date.
+    # The list above may be out of date: the holder can have given up meanwhile
+    # and another job have begun anew, at 1 or at the same number.
+    others = [self._path(number) for number in self._numbers()]
+    newest = others[-1:] == [mine]
+    others = [path for path in others if path != mine]
+    if not newest or any(map(self._is_alive, others)):
       mine.unlink(missing_ok=True)
       return False
-    for number in numbers:
-      self._path(number).unlink(missing_ok=True)
+    for path in others:
+      path.unlink(missing_ok=True)
     self._held = mine
     threading.Thread(target=self._renew, daemon=True).start()
     return True
