@@ -1,5 +1,6 @@
 # make demo   the paper's experiment in small, on real images
-# make test   format, lint, tests
+# make test   format, lint, tests, at most 6 minutes on 2 cores
+# make test-all   and the slow ones, as CI runs them
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,14 +13,19 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 # sampling 1.5 times as fast, training 1.3 times. Without effect on accelerators.
 demo: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all test-slow lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.sweep --config=configs/sweep_embedded.py \
 	  --workdir=runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist=loadscope tests
+	$(BIN)/python -m pytest -q -n 2 --dist=loadscope -m "not slow" tests
+
+test-all: test test-slow
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n 2 --dist=loadscope -m slow tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -24,6 +24,12 @@ import pytest
 from configs import sweep_embedded
 
 
+def pytest_configure(config):
+  config.addinivalue_line(
+    "markers", "slow: left out of `make test`, part of `make test-all`"
+  )
+
+
 @pytest.fixture(scope="session")
 def golden():
   """Return a function: name -> arrays of tests/golden (see its README)."""

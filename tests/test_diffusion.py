@@ -470,6 +470,7 @@ def test_ddim_chain(chain, models, num_steps):
   check_chain(chain, name, means, variances)
 
 
+@pytest.mark.slow
 def test_chains_in_float64(chain):
   with jax.enable_x64(True):
     model = gaussian_eps(chain["m"], chain["s"])

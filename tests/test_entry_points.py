@@ -180,6 +180,7 @@ def test_a_workdir_that_is_a_file_is_left_alone(tmp_path):
   assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
   command = ("sweep", f"--workdir={tmp_path}", *TINY, *TINY_GRIDS)
   process = start(*command)

@@ -140,6 +140,7 @@ def test_frechet_identical(golden):
     np.testing.assert_allclose(distance, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_frechet_2048_features_with_a_cached_root(golden):
   statistics = []
   check = []

@@ -120,10 +120,17 @@ def case(request, golden):
   return _case(golden, *request.param)
 
 
+# The others have all their parts at a third of the work.
+_SLOW = ("unet/64like_learnsigma", "classifier/64like")
+
+
 def _cases(*names):
-  return pytest.mark.parametrize(
-    "case", [name.split("/") for name in names], indirect=True, ids=names
-  )
+  marks = {name: [pytest.mark.slow] for name in _SLOW}
+  params = [
+    pytest.param(name.split("/"), marks=marks.get(name, []), id=name)
+    for name in names
+  ]
+  return pytest.mark.parametrize("case", params, indirect=True)
 
 
 _UNETS = (
@@ -291,6 +298,7 @@ def test_names_and_shapes_of_the_published_models(golden, name):
   assert _count(actual) == arrays[f"{name}/counts"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenet64", "imagenet128"])
 def test_sizes_of_the_variants(golden, name):
   variants = ((6, 1000), (3, 1000), (3, 1001), (3, 0))

@@ -85,6 +85,7 @@ def _loss_and_gradients(network, params, z, rest):
   return run(params, z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [networks.make_unet, networks.make_classifier])
 def test_rematerialisation_changes_nothing_but_memory(make):
   plain = make(channel_mult=(1,), attention_resolutions=(8,))

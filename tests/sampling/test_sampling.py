@@ -242,6 +242,7 @@ def test_other_weights_and_steps_are_other_samples(config, trained):
   assert len(paths) == 3
 
 
+@pytest.mark.slow
 def test_weights_sample_in_another_precision(config, trained):
   path = generate.generate(config, trained[1])
   config.model.dtype = "bfloat16"
