@@ -203,8 +203,9 @@ def make_config(overrides):
 def final_state(workdir, overrides):
   """Return (step, skipped, parameters, average, moments) as NumPy leaves."""
   config = make_config(overrides)
+  shapes = networks.param_shapes(config)
   like = state_lib.create(
-    networks.initial_params(config),
+    jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
     state_lib.make_optimizer(**config_lib.adam_arguments(config)),
   )
   checkpoints = checkpoint.Checkpointer(workdir, keep=9, keep_every=0)

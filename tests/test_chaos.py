@@ -1,24 +1,30 @@
 """The chaos harness in its short form: a training that is killed."""
 
+import os
 import random
+import signal
 
 import numpy as np
 
 from benchmarks import chaos
+from cfgd import checkpoint
+from cfgd.training import loop
 
 
 def test_a_training_that_is_killed_ends_in_the_same_bits(tmp_path):
-  overrides = chaos.TINY | {"train.steps": 40}
-  tally = chaos.Tally()
-  place = tmp_path / "undisturbed"
-  reference = chaos.undisturbed(place, overrides, tally)
-  rng = random.Random(0)
-  chaos.kill_training(tmp_path, overrides, reference, 1, rng, tally)
-  report = tally.report()
-  assert (report["kills"], report["runs"]) == (1, 1)
-  assert not report["surprises"]
-  assert not report["divergences"]
-  assert report["median_seconds_to_first_resumed_step"] > 0
+  overrides = chaos.TINY | {"train.steps": 30, "train.checkpoint_every": 3}
+  config = chaos.make_config(overrides)
+  killed, straight = tmp_path / "killed", tmp_path / "straight"
+  env = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
+  job = chaos.Job("train", killed, overrides, env=env)
+  assert job.wait_for_step(), job.error
+  assert job.kill(signal.SIGKILL, random.uniform(0, 0.3))
+  assert job.wait() == -signal.SIGKILL
+  assert checkpoint.steps(killed)[-1:] != [30]
+  loop.train(config, killed)
+  loop.train(config, straight)
+  states = [chaos.final_state(path, overrides) for path in (killed, straight)]
+  assert chaos.same(*states)
 
 
 def test_a_difference_of_one_bit_is_seen(tmp_path):

@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 
+from cfgd import errors
+from experiments import launcher
 from tests.data import imagenet_like
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -66,9 +68,9 @@ def succeed(name, *arguments):
 def fail(words, name, *arguments):
   code, _, err = run(name, *arguments)
   assert code not in (0, None)
-  errors = [line for line in err.splitlines() if line.startswith("error:")]
-  assert len(errors) == 1, err
-  assert words in errors[0], err
+  told = [line for line in err.splitlines() if line.startswith("error:")]
+  assert len(told) == 1, err
+  assert words in told[0], err
   assert "Traceback" not in err, err
 
 
@@ -129,7 +131,6 @@ def test_sample_and_evaluate(trained):
     ("invalid literal", "sample", ["--config.sampling.T=abc"]),
     ("no such file", "evaluate", ["--samples=none.npz"]),
     ("give --workdir", "evaluate", ["--reference=none.npz"]),
-    ("--shard=4/3: must be i/n", "sweep", ["--shard=4/3"]),
   ],
 )
 def test_mistakes_end_in_one_line(trained, words, name, more):
@@ -164,6 +165,13 @@ def test_checkpoints_are_listed_and_a_damaged_one_is_told(trained, tmp_path):
   assert one.endswith("mnist5k-crop24-area4      verified")
   assert "DAMAGED: ema/_METADATA has 0 bytes of" in two
   assert "error: 1 of 2 checkpoints are damaged: steps 2" in err
+
+
+def test_shards_are_counted_from_one():
+  assert launcher.parse_shard("3/16") == (3, 16)
+  for text in ("0/3", "4/3", "3", "/3", "a/b", "-1/3"):
+    with pytest.raises(errors.UserError, match=f"--shard={text}: must be i/n"):
+      launcher.parse_shard(text)
 
 
 def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path):

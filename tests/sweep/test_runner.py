@@ -149,24 +149,7 @@ def test_shards_are_runs_of_cells_that_cover_the_sweep():
   ]
 
 
-def test_a_shard_does_its_cells_alone(swept):
-  workdir, _ = swept
-  config = small_sweep()
-  cells = grid.cells(config.sweep.grids, config.sampling)
-  results = [
-    runner.folder_of(config, workdir, cell) / "metrics.json" for cell in cells
-  ]
-  for path in results:
-    path.unlink()
-  runner.sweep(config, workdir, shard=(2, 2))
-  done = [path.exists() for path in results]
-  assert done == [cell in grid.shard(cells, 2, 2) for cell in cells]
-  assert 0 < sum(done) < len(cells)
-  runner.sweep(config, workdir, shard=(1, 2))
-  assert all(path.exists() for path in results)
-
-
-def test_a_training_that_fails_fails_its_cells_and_no_others(
+def test_a_failed_training_is_tried_once_and_shards_do_what_is_left(
   swept, monkeypatch
 ):
   workdir, _ = swept
@@ -192,7 +175,10 @@ def test_a_training_that_fails_fails_its_cells_and_no_others(
   assert tried == ["p0.1", "p0.5"]
   assert set(rows(workdir)) == {"p0.5_T2_w1"}
   assert len(list(workdir.glob("cells/*/error.txt"))) == 2
-  runner.sweep(config, workdir)
+  runner.sweep(config, workdir, shard=(1, 3))
+  assert set(rows(workdir)) == {"p0.1_T3_w0", "p0.5_T2_w1"}
+  runner.sweep(config, workdir, shard=(2, 3))
+  assert set(rows(workdir)) == {cell.id for cell in cells}
   assert not list(workdir.glob("cells/*/error.txt"))
 
 
