@@ -1,4 +1,7 @@
-"""Files of Inception's weights: found, checked, kept."""
+"""Files of Inception's weights: found, checked, kept.
+
+`pip install -e '.[convert]'` enables these tests.
+"""
 
 import hashlib
 import io
@@ -7,10 +10,11 @@ import urllib.request
 
 import numpy as np
 import pytest
-import torch
 
 from cfgd import errors
 from cfgd.convert import inception as inception_weights
+
+torch = pytest.importorskip("torch")
 
 GOOD = "Conv2d_1a_3x3.conv.weight"
 
