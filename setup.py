@@ -24,6 +24,7 @@ _REQUIRED = [
   "optax>=0.2.5",
   "orbax-checkpoint>=0.11.20",
   "pillow>=10",
+  "scipy>=1.11",
   "tensorflow-datasets>=4.9.9",
 ]
 

@@ -42,16 +42,19 @@ def get(config, field):
   return config
 
 
-def cell_config(config, *, p_uncond, **sampling):
+def cell_config(config, *, p_uncond, seed=None, **sampling):
   """Return a copy of the config at one point of a sweep.
 
   Args:
     config: ConfigDict of the sweep.
     p_uncond: of the model.
+    seed: of training and sampling; None leaves the config's own.
     **sampling: values of fields of `sampling`.
   """
   config = config.copy_and_resolve_references()
   config.diffusion.p_uncond = p_uncond
+  if seed is not None:
+    config.seed = config.sampling.seed = seed
   config.sampling.update(sampling)
   return config
 

@@ -5,6 +5,7 @@ compiled or written.
 """
 
 import math
+import re
 
 from cfgd import config as config_lib
 from cfgd import errors
@@ -18,7 +19,8 @@ CLASSIFIER_FORMS = ("eps", "mean")
 _BY_NULL = ("cfg", "classifier_null", "cfg+classifier")
 GUIDANCES = ("none", "cfg", "auto", *config_lib.GUIDED_BY_CLASSIFIER)
 _DECAYS = ("cosine", "linear")
-FEATURE_NETWORKS = ("inception", "embedded")
+# By what samples are scored: Inception, or own:NAME, see `own_network`.
+_OWN_NETWORK = re.compile(r"own:([a-z0-9_]+)")
 PROTOCOLS = ("adm", "pytorch_fid")
 _DTYPES = ("float32", "bfloat16")
 TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
@@ -244,7 +246,7 @@ def validate_sampling(config):
   sampling = config.sampling
   _one_of(config, "sampling.sampler", SAMPLERS)
   _one_of(config, "sampling.weights", ("ema", "raw"))
-  _one_of(config, "metrics.feature_network", FEATURE_NETWORKS)
+  own_network(config)
   _one_of(config, "metrics.protocol", PROTOCOLS)
   _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
   _validate_guidance(config)
@@ -286,6 +288,20 @@ def validate_sampling(config):
       label,
       f"must be in 0..{config.data.num_classes - 1}",
     )
+
+
+def own_network(config):
+  """Return the name of a data set's own feature network, "" for Inception."""
+  value = config.metrics.feature_network
+  found = _OWN_NETWORK.fullmatch(value)
+  _require(
+    found or value == "inception",
+    "metrics.feature_network",
+    value,
+    "must be 'inception', or 'own:NAME' for a small classifier of the data "
+    "itself, NAME being of a-z, 0-9 and _",
+  )
+  return found[1] if found else ""
 
 
 def _validate_guidance(config):

@@ -161,8 +161,8 @@ def get_config():
         "checkpoint_step": -1,
       },
       "metrics": {
-        # By what samples are scored: inception (FID, IS), or embedded (a small
-        # classifier that is trained on the embedded data).
+        # By what samples are scored: inception (FID, IS), or own:NAME, a small
+        # classifier that is trained on the data itself (fd_NAME, is_NAME).
         "feature_network": "inception",
         # How images reach Inception, and its logits: adm (TensorFlow's graph,
         # as the paper and ADM) or pytorch_fid.
@@ -186,12 +186,13 @@ def get_config():
         "num_splits": 10,
         # Neighbours of precision and recall.
         "neighbours": 3,
-        # Images per device and call of the embedded data's network.
+        # Images per device and call of the own network.
         "batch_size": 250,
-        # Where that network is; '': in the workdir.
+        # Where the own network is; '': in the workdir.
         "feature_dir": "",
         # How it is trained where it is missing.
         "feature_net": {
+          "seed": 0,
           "width": 32,
           "num_features": 64,
           "learning_rate": 3e-3,
@@ -212,9 +213,22 @@ def get_config():
             ),
           },
         },
+        # Seeds of training and sampling: every cell is run with each of them.
+        # (): once, with the fields' own.
+        "seeds": (),
         # Fields that turn this config into that of a noisy classifier, which
         # is trained for cells that need one; {}: they name second_dir.
         "classifier": {},
+        # Test the paper's claims on the cells: an interval of this confidence
+        # over the seeds decides; up to this ratio two curves are alike; up to
+        # this w guidance is small; so far from one half may the share of
+        # samples be that are nearer to training than to held-out images.
+        "claims": {
+          "confidence": 0.95,
+          "alike": 1.15,
+          "small_w": 1.0,
+          "copied": 0.05,
+        },
         # Pictures of `experiments.figures`, by name: "labels", sets of classes
         # (empty: all in turn), at each of "w", "side" x "side" images of each.
         "figures": {},

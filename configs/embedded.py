@@ -42,5 +42,5 @@ def get_config():
   config.sampling.num_samples = 1000
   config.sampling.batch_size = 125
   config.sampling.chunk_size = 500
-  config.metrics.feature_network = "embedded"
+  config.metrics.feature_network = "own:embedded"
   return config

@@ -28,8 +28,11 @@ ALLOWED = {
   "sampling.store": set(),
   "metrics.scores": set(),
   "metrics.inception": set(),
+  "metrics.neighbours": set(),
   "sweep.grid": set(),
   "sweep.paper": set(),
+  "sweep.claims": set(),
+  "sweep.seeds": set(),
   # L1
   "validation": {"config"},
   "guidance": {"diffusion"},
@@ -50,7 +53,10 @@ ALLOWED = {
   },
   "data.sources": {"data.images", "data.embedded", "data.catalog"},
   "data.pipeline": {"data.sources", "data.images", "distributed"},
-  "sweep.report": {"sweep.paper"},
+  "sweep.plots": {"sweep.paper"},
+  "sweep.report": {
+    *("sweep.claims", "sweep.paper", "sweep.plots", "sweep.seeds"),
+  },
   "convert.guided_diffusion": {"diffusion"},
   "metrics.image_sets": {"sampling.store"},
   "metrics.references": {
@@ -107,11 +113,14 @@ ALLOWED = {
     *("metrics.collect", "metrics.image_sets", "metrics.inception"),
     *("metrics.references", "metrics.scores"),
   },
-  "metrics.evaluate": {
+  "metrics.own": {
     "validation",
-    *("config", "distributed", "data.sources", "metrics.extract"),
-    *("metrics.feature_training", "metrics.fid", "metrics.image_sets"),
-    "metrics.scores",
+    *("config", "distributed", "data.images", "data.prepare", "data.sources"),
+    *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
+    *("metrics.neighbours", "metrics.scores"),
+  },
+  "metrics.evaluate": {
+    *("config", "data.sources", "metrics.fid", "metrics.own"),
   },
   # L4
   "sweep.planner": {"config", "diffusion", "networks"},
@@ -125,7 +134,7 @@ ALLOWED = {
   "sweep.figures": {
     "validation",
     *("config", "data.images", "distributed", "sampling.generate"),
-    "sweep.report",
+    "sweep.plots",
   },
 }
 LAST_LIGHT_LEVEL = "metrics.collect"  # of L2

@@ -74,7 +74,7 @@ def extract(network, params, images, *, batch_size):
   Args:
     network: Flax module, see `classifier`.
     params: its parameters.
-    images: [N, H, W, C] uint8.
+    images: [N, H, W, C] uint8, or anything with `len` and slices like it.
     batch_size: images per device and call; the last call is filled up.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Train the feature network of the embedded data once, and keep it."""
+"""Train a data set's own feature network once, and keep it."""
 
 import hashlib
 import io
@@ -45,11 +45,10 @@ def ensure(
     num_features: see `feature_net.FeatureNet`.
     learning_rate: of Adam, with a cosine to 0.
     batch_size: over all devices.
-    steps: of training, about 20 s in all on two CPU cores.
+    steps: of training.
 
   Returns:
-    (network, params, name): the name is a hash of the weights, so that numbers
-    from different networks are not taken for comparable.
+    (network, params, hash of the weights).
 
   Raises:
     errors.UserError: the folder has a network for other images.
@@ -79,8 +78,7 @@ def ensure(
   data = path.read_bytes()
   with np.load(io.BytesIO(data)) as arrays:
     params = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-  name = "embedded-" + hashlib.sha256(data).hexdigest()[:8]
-  return network, params, name
+  return network, params, hashlib.sha256(data).hexdigest()[:8]
 
 
 def _train(network, source, arguments):
@@ -111,7 +109,7 @@ def _train(network, source, arguments):
   step = steps_lib.make_train_step(
     loss, optimizer, seed=seed, ema_decay=0.99, ema_warmup=True
   )
-  example = jnp.zeros((1, *source.images.shape[1:]))
+  example = jnp.zeros((1, *source.image_shape))
   params = network.init(jax.random.key(seed), example)["params"]
   state = distributed.replicate(state_lib.create(params, optimizer))
   batches = pipeline.batches(
@@ -135,10 +133,11 @@ def _train(network, source, arguments):
 
 def _save(path, network, params, held_out, arguments):
   """Write the weights (last) and what they are."""
+  held_out = held_out.read(np.arange(len(held_out)))
   _, probabilities = extract.extract(
-    network, params, held_out.images, batch_size=arguments["batch_size"]
+    network, params, held_out["image"], batch_size=arguments["batch_size"]
   )
-  accuracy = np.mean(probabilities.argmax(axis=-1) == held_out.labels)
+  accuracy = np.mean(probabilities.argmax(axis=-1) == held_out["label"])
   logging.info("Feature network: held-out accuracy %.3f.", accuracy)
   if not distributed.is_lead():
     return

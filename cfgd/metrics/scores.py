@@ -261,7 +261,12 @@ def neighbour_radii(
 
 
 def precision_recall(
-  real: np.ndarray, fake: np.ndarray, k: int, block_rows: int = 1000
+  real: np.ndarray,
+  fake: np.ndarray,
+  k: int,
+  block_rows: int = 1000,
+  *,
+  real_radii: np.ndarray | None = None,
 ) -> tuple[float, float]:
   """Return the improved precision and recall of arXiv:1904.06991.
 
@@ -274,6 +279,8 @@ def precision_recall(
     fake: [M, D] features of the samples.
     k: which neighbour sets the radius; the paper uses 3.
     block_rows: rows at a time; memory grows with block_rows * max(N, M).
+    real_radii: [N] neighbour_radii(real, k), if many samples meet one
+      reference; None computes them.
 
   Returns:
     Precision and recall, both in [0, 1].
@@ -282,7 +289,8 @@ def precision_recall(
     ValueError: if k does not fit, D differs or a feature is not finite.
   """
   real, fake = _feature_pair(real, fake)
-  real_radii = neighbour_radii(real, k, block_rows)
+  if real_radii is None:
+    real_radii = neighbour_radii(real, k, block_rows)
   fake_radii = neighbour_radii(fake, k, block_rows)
   real_in = np.zeros(len(real), bool)
   fake_in = np.zeros(len(fake), bool)

@@ -1,4 +1,4 @@
-"""A small classifier whose features measure the embedded data."""
+"""A small classifier whose features measure the data it is trained on."""
 
 import flax.linen as nn
 

@@ -14,7 +14,7 @@ from cfgd import files
 from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.sampling import generate
-from cfgd.sweep import report
+from cfgd.sweep import plots
 
 
 def draw(config, workdir):
@@ -64,12 +64,12 @@ def _draw(panels, workdir, name, figure):
   samples = [generate.generate(panel, workdir) for panel in panels]
   path = workdir / "figures" / f"{name}.png"
   if distributed.is_lead():
-    titles = [f"w={report.both(panel.sampling.w)}" for panel in panels]
+    titles = [f"w={plots.both(panel.sampling.w)}" for panel in panels]
     # One set of labels: from left to right as in Figure 1; else as in Figure 6.
     columns = len(figure.labels) if len(figure.labels) > 1 else len(figure.w)
     pictures = [_picture(sample, figure.side) for sample in samples]
-    drawn = report.panels_figure(pictures, titles, columns)
-    files.write_atomic(path, report.png(drawn))
+    drawn = plots.panels_figure(pictures, titles, columns)
+    files.write_atomic(path, plots.png(drawn))
     logging.info("Figure: %s", path)
   return path
 

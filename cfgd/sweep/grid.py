@@ -15,16 +15,28 @@ class Cell(NamedTuple):
     T: network evaluations per branch.
     w: the paper's guidance strength.
     fields: other fields of `sampling` at values of their own, as (name, value).
+    seed: of training and sampling; None is the config's own.
   """
 
   p_uncond: float
   T: int
   w: float
   fields: tuple[tuple[str, Any], ...] = ()
+  seed: int | None = None
 
   @property
   def id(self):
     """Name that is also a folder's."""
+    return self.point + self.suffix
+
+  @property
+  def suffix(self):
+    """What the seed adds to names of folders."""
+    return "" if self.seed is None else f"_seed{self.seed}"
+
+  @property
+  def point(self):
+    """The same for all seeds."""
     own = "".join(f"_{name}-{_text(value)}" for name, value in self.fields)
     return f"p{self.p_uncond:g}_T{self.T}_w{self.w:g}{own}"
 
@@ -43,17 +55,19 @@ def _text(value):
   return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def cells(grids, sampling):
+def cells(grids, sampling, seeds=()):
   """Return the cells of a union of products, each once.
 
   Args:
     grids: name -> {"p_uncond", "T", "w", and any field of `sampling`}, each a
       sequence of values.
     sampling: the fields' values where a grid does not name them.
+    seeds: to run every cell with; none for the config's own.
 
   Returns:
-    List of Cell by p_uncond, then T, then the other fields, then w: one
-    training per p_uncond, one compilation per T and kind of sampler.
+    List of Cell by seed, then p_uncond, then T, then the other fields, then w:
+    one training per seed and p_uncond, one compilation per T and kind of
+    sampler.
   """
   points = set()
   for axes in grids.values():
@@ -66,8 +80,16 @@ def cells(grids, sampling):
         if value != sampling[name]
       )
       points.add(Cell(float(p), int(t), float(w), fields))
-  order = lambda c: (c.p_uncond, c.T, len(c.fields), repr(c.fields), c.w)  # noqa: E731
-  return sorted(points, key=order)
+  return [
+    point._replace(seed=seed)
+    for seed in seeds or (None,)
+    for point in sorted(points, key=_order)
+  ]
+
+
+def _order(point):
+  fields = point.fields
+  return point.p_uncond, point.T, len(fields), repr(fields), point.w
 
 
 def shard(cells, index, count):

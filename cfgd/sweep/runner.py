@@ -145,7 +145,7 @@ def plan(config, workdir):
   """Return the cells of a sweep, each of them checked."""
   validation.validate_grids(config)
   paper.table(config.sweep.paper)
-  cells = grid.cells(config.sweep.grids, config.sampling)
+  cells = _cells(config)
   devices = jax.device_count()
   for cell in cells:
     validation.validate(_at(config, workdir, cell), num_devices=devices)
@@ -153,6 +153,11 @@ def plan(config, workdir):
   if classifier:
     validation.validate(classifier, num_devices=devices)
   return cells
+
+
+def _cells(config):
+  sweep = config.sweep
+  return grid.cells(sweep.grids, config.sampling, tuple(sweep.seeds))
 
 
 def price(config, workdir, evaluations_per_second):
@@ -165,10 +170,15 @@ def price(config, workdir, evaluations_per_second):
 def _at(config, workdir, cell):
   """Return the config of a cell."""
   config = config_lib.cell_config(
-    config, p_uncond=cell.p_uncond, T=cell.T, w=cell.w, **dict(cell.fields)
+    config,
+    p_uncond=cell.p_uncond,
+    seed=cell.seed,
+    T=cell.T,
+    w=cell.w,
+    **dict(cell.fields),
   )
   if _has_own_classifier(config):
-    config.sampling.second_dir = str(_classifier_dir(workdir))
+    config.sampling.second_dir = str(_classifier_dir(workdir, cell))
   return config
 
 
@@ -181,8 +191,8 @@ def _has_own_classifier(config):
   )
 
 
-def _classifier_dir(workdir):
-  return epath.Path(workdir) / "runs" / "classifier"
+def _classifier_dir(workdir, cell):
+  return epath.Path(workdir) / "runs" / f"classifier{cell.suffix}"
 
 
 def folder_of(config, workdir, cell):
@@ -199,8 +209,10 @@ def folder_of(config, workdir, cell):
     "sampling": at["sampling"],
     "metrics": {k: v for k, v in at["metrics"].items() if k not in _PLACES},
   }
-  own = config_lib.classifier_config(config)
-  if own and cell_config.sampling.second_dir == str(_classifier_dir(workdir)):
+  own = config_lib.classifier_config(cell_config)
+  if own and at["sampling"]["second_dir"] == str(
+    _classifier_dir(workdir, cell)
+  ):
     what["sampling"]["second_dir"] = config_lib.identity(own)
   name = f"{cell.id}-{config_lib.digest(what)}"
   return epath.Path(workdir) / "cells" / name
@@ -221,12 +233,13 @@ def _train(config, run_dir, untrained):
 
 def _run(config, workdir, cell, folder, untrained):
   """Train if need be, sample, measure; metrics.json is written last."""
-  run_dir = workdir / "runs" / f"p{cell.p_uncond:g}"
-  _train(config, run_dir, untrained)
-  if config.sampling.second_dir == str(_classifier_dir(workdir)):
-    classifier = config_lib.classifier_config(config)
-    _train(classifier, _classifier_dir(workdir), untrained)
   begin = time.monotonic()
+  run_dir = workdir / "runs" / f"p{cell.p_uncond:g}{cell.suffix}"
+  _train(config, run_dir, untrained)
+  if config.sampling.second_dir == str(_classifier_dir(workdir, cell)):
+    classifier = config_lib.classifier_config(config)
+    _train(classifier, _classifier_dir(workdir, cell), untrained)
+  trained = time.monotonic()
   samples = generate.generate(config, run_dir)
   with distributed.naming_memory(
     f"metrics.batch_size={config.metrics.batch_size}"
@@ -241,23 +254,40 @@ def _run(config, workdir, cell, folder, untrained):
     "sampler": config.sampling.sampler,
     "v": config.sampling.v,
     "num_samples": measured["num_samples"],
-    "seconds": round(time.monotonic() - begin, 1),
+    "seconds": round(time.monotonic() - trained, 1),
+    "training_seconds": round(trained - begin, 1),
+    "machine": _machine(),
     "metrics": measured["metrics"],
     "provenance": measured["provenance"] | settings,
   }
-  files.write_atomic(
-    folder / "grid.png", (samples.parent / "grid.png").read_bytes()
-  )
+  pictures = {
+    "grid.png": samples.with_name("grid.png"),
+    "neighbours.png": samples.with_name(f"{samples.stem}.neighbours.png"),
+  }
+  for name, picture in pictures.items():
+    if picture.exists():
+      files.write_atomic(folder / name, picture.read_bytes())
   files.write_atomic(
     folder / "metrics.json", json.dumps(result, indent=2) + "\n"
   )
   (folder / "error.txt").unlink(missing_ok=True)
 
 
+def _machine():
+  """Says on what this runs."""
+  kind = jax.devices()[0].device_kind
+  return f"{jax.device_count()} {kind} devices with JAX {jax.__version__}"
+
+
 def _describe(cell):
   """Return a cell as results and the report have it."""
   axes = cell._asdict() | {"fields": dict(cell.fields)}
-  return {"id": cell.id, **axes, "variant": cell.variant}
+  return {
+    "id": cell.id,
+    "point": cell.point,
+    **axes,
+    "variant": cell.variant,
+  }
 
 
 def write_report(config, workdir):
@@ -274,13 +304,17 @@ def write_report(config, workdir):
 
 
 def _write_report(config, workdir):
-  planned = grid.cells(config.sweep.grids, config.sampling)
+  planned = _cells(config)
   finished = []
   for cell in planned:
     folder = folder_of(config, workdir, cell)
     if (folder / "metrics.json").exists():
       result = json.loads((folder / "metrics.json").read_text())
-      finished.append(result | {"grid_png": folder / "grid.png"})
+      pictures = {
+        "grid_png": folder / "grid.png",
+        "neighbours_png": folder / "neighbours.png",
+      }
+      finished.append(result | pictures)
   report.write(
     workdir,
     finished,
@@ -291,4 +325,5 @@ def _write_report(config, workdir):
     title=config.sweep.title,
     notes=config.sweep.notes,
     paper=config.sweep.paper,
+    claims=config.sweep.claims.to_dict() if config.sweep.seeds else None,
   )

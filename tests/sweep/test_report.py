@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 
 from cfgd.sweep import paper
+from cfgd.sweep import plots
 from cfgd.sweep import report
 
 # A prototype's numbers on the embedded data: w, distance, score.
@@ -188,22 +189,22 @@ def test_values_that_are_not_finite_are_shown(tmp_path, cells, planned):
 def test_points_that_are_not_finite_are_named_below_the_plot():
   points = np.array([[0, 8, 2], [1, 9, np.nan]])
   names = {"distance": "fd", "score": "is", "title": ""}
-  figure = report.frontier_figure([report.Curve("a", points)], **names)
+  figure = plots.frontier_figure([plots.Curve("a", points)], **names)
   assert "not finite: a w=1" in figure.axes[0].get_xlabel()
-  lost = report.Curve("a", points[1:])
-  assert report.frontier_figure([lost], **names) is None
-  assert report.frontier_figure([], **names) is None
+  lost = plots.Curve("a", points[1:])
+  assert plots.frontier_figure([lost], **names) is None
+  assert plots.frontier_figure([], **names) is None
 
 
 @pytest.mark.parametrize(("highest", "scale"), [(19, "linear"), (21, "log")])
 def test_a_wide_spread_makes_the_axis_logarithmic(highest, scale):
-  line = report.Curve("a", np.array([[0, 8, 1], [1, 9, highest]]))
-  figure = report.frontier_figure([line], "fd", "is", "")
+  line = plots.Curve("a", np.array([[0, 8, 1], [1, 9, highest]]))
+  figure = plots.frontier_figure([line], "fd", "is", "")
   assert figure.axes[0].get_yscale() == scale
 
 
 def test_curves_join_points_in_order_of_w(cells):
-  line = report.curve("a", cells[5::-1], "fd_embedded", "is_embedded")
+  line = plots.curve("a", cells[5::-1], "fd_embedded", "is_embedded")
   assert line.points.tolist() == [[w, s, d] for w, d, s in MAIN]
 
 
@@ -282,13 +283,13 @@ def test_the_papers_numbers_are_columns_of_the_csv(beside):
 
 def test_the_papers_curves_are_those_of_its_figures():
   first, second = paper.TABLES.values()
-  lines = report.printed_curves(first, "p_uncond", {"T": 256}, "fid", "is")
+  lines = plots.printed_curves(first, "p_uncond", {"T": 256}, "fid", "is")
   assert [k.label for k in lines] == [
     f"p_uncond = {p}" for p in (0.1, 0.2, 0.5)
   ]
   assert all(k.printed and len(k.points) == 14 for k in lines)
   assert lines[2].points[-1].tolist() == [4.0, 225.1, 21.48]
-  lines = report.printed_curves(second, "T", {"p_uncond": 0.1}, "fid", "is")
+  lines = plots.printed_curves(second, "T", {"p_uncond": 0.1}, "fid", "is")
   assert [k.label for k in lines] == ["T = 128", "T = 256", "T = 1024"]
   for table, axis, fixed, distance in (
     (second, "p_uncond", {"T": 256}, "fid"),
@@ -296,14 +297,14 @@ def test_the_papers_curves_are_those_of_its_figures():
     (first, "T", {"p_uncond": 0.1}, "fd_embedded"),
     (None, "T", {"p_uncond": 0.1}, "fid"),
   ):
-    assert not report.printed_curves(table, axis, fixed, distance, "is")
+    assert not plots.printed_curves(table, axis, fixed, distance, "is")
 
 
 def test_the_papers_curve_has_our_colour_and_is_hollow_and_dashed():
   points = np.array([[0, 8, 2], [1, 9, 1]])
-  lines = [report.Curve("a", points), report.Curve("b", points)]
-  lines.append(report.Curve("b", points + 1, printed=True))
-  (ax,) = report.frontier_figure(lines, "fid", "is", "").axes
+  lines = [plots.Curve("a", points), plots.Curve("b", points)]
+  lines.append(plots.Curve("b", points + 1, printed=True))
+  (ax,) = plots.frontier_figure(lines, "fid", "is", "").axes
   ours, theirs = ax.lines[1:]
   assert ours.get_color() == theirs.get_color() != ax.lines[0].get_color()
   assert (ours.get_linestyle(), theirs.get_linestyle()) == ("-", "--")
@@ -328,7 +329,7 @@ def test_each_way_of_guiding_has_its_curve_and_its_best(cells):
     make("s1", 0, {"score_scale": 1.1}, "score_scale 1.1", 1.0),
   ]
   names = ("fd_embedded", "is_embedded")
-  curves = report.variant_curves([*main, *others], *names)
+  curves = plots.variant_curves([*main, *others], *names)
   assert [curve.label for curve in curves] == [
     *("cfg", "classifier", "score_scale at w = 0"),
   ]

@@ -1,0 +1,514 @@
+"""The paper's claims as statistics over the seeds of a sweep, with verdicts.
+
+Each claim is one number per seed: a ratio, which the claim says is above 1, or
+a difference, above 0; of two things that are said to be alike it has to be
+close to that. Seeds are the only spread that is counted. An interval over them,
+from Student's t, decides: a claim holds if all of the interval agrees with it,
+does not hold if nothing of it does, and is else not resolved.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import itertools
+import math
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
+_MIN_SEEDS = 3
+_PIECES = 50  # of a line between two points of a frontier
+_LEVELS = 101  # of the score, that two frontiers are compared at
+
+
+class Claim(NamedTuple):
+  """A claim and how it is tested.
+
+  Attributes:
+    text: what is claimed.
+    source: who claims it.
+    statistic: what is computed of each seed.
+    values: one per seed; nan where it cannot be computed.
+    neutral: 1 for ratios, 0 for differences.
+    alike: largest factor, or difference, that is called alike; None where the
+      claim is that the statistic is above `neutral`.
+  """
+
+  text: str
+  source: str
+  statistic: str
+  values: tuple[float, ...]
+  neutral: float
+  alike: float | None = None
+
+  def interval(self, confidence: float) -> tuple[float, float, float]:
+    """Return (lower end, mean, upper end) over the seeds.
+
+    Args:
+      confidence: of the interval, such as 0.95.
+
+    Returns:
+      Numbers; of ratios the geometric mean. nan if a value is, the ends are
+      infinitely wide of one seed.
+    """
+    values = np.array(self.values)
+    values = np.log(values) if self.neutral else values
+    mean, half = float(values.mean()), math.inf
+    if len(values) > 1:
+      quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+      half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
+    ends = mean - half, mean, mean + half
+    return tuple(map(_exp, ends)) if self.neutral else ends
+
+  def verdict(self, confidence: float) -> str:
+    """Return HOLDS, FAILS or OPEN; the last of fewer than three seeds."""
+    low, _, high = self.interval(confidence)
+    if len(self.values) < _MIN_SEEDS or not math.isfinite(low + high):
+      return OPEN
+    if self.alike is None:
+      agrees, differs = low > self.neutral, high <= self.neutral
+    else:
+      least, most = self.range()
+      agrees = least < low and high < most
+      differs = high <= least or most <= low
+    return HOLDS if agrees else FAILS if differs else OPEN
+
+  def range(self) -> tuple[float, float]:
+    """Return between what a statistic is called alike."""
+    if self.neutral:
+      return self.neutral / self.alike, self.neutral * self.alike
+    return self.neutral - self.alike, self.neutral + self.alike
+
+
+def _exp(value):
+  return math.exp(value) if value < 700 else math.inf
+
+
+def test(
+  cells: Sequence[Mapping[str, Any]],
+  distance: str,
+  score: str,
+  *,
+  main: tuple[float, int],
+  alike: float,
+  small_w: float,
+  copied: float,
+) -> list[Claim]:
+  """Return the claims that the cells of a sweep can test.
+
+  Args:
+    cells: finished cells of all seeds.
+    distance: metric that is better when lower.
+    score: metric that is better when higher.
+    main: (p_uncond, T) of the main curve.
+    alike: largest ratio of two distances that are called alike.
+    small_w: up to which w guidance is small.
+    copied: how far from one half the share of samples may be that are nearer to
+      training images, for nothing to be copied.
+  """
+  seeds = [
+    _Seed([c for c in cells if c.get("seed") == seed], distance, score, main)
+    for seed in sorted({c.get("seed") for c in cells}, key=str)
+  ]
+  found = [
+    *_about_w(seeds, small_w),
+    *_about_held_out(cells, distance, score, main, small_w),
+    *_about_p_uncond(seeds, alike),
+    *_about_steps(seeds),
+    *_about_classifier(seeds, alike),
+    *_about_temperature(seeds, small_w),
+    *_about_ablations(seeds),
+    *_about_copying(seeds, copied),
+  ]
+  return [claim for claim in found if claim]
+
+
+class _Seed:
+  """The cells of one seed, as curves over w."""
+
+  def __init__(self, cells, distance, score, main):
+    self._cells, self._distance, self._score = cells, distance, score
+    self.p_uncond, self.T = main
+
+  def metrics(self, p_uncond=None, T=None, **fields):
+    """Return {w: metrics} of one model, T and other fields of sampling."""
+    wanted = p_uncond or self.p_uncond, T or self.T, fields
+    return {
+      c["w"]: c["metrics"]
+      for c in sorted(self._cells, key=lambda c: c["w"])
+      if (c["p_uncond"], c["T"], _plain(c)) == wanted
+    }
+
+  def values(self, name, **at):
+    """Return {w: value} of a metric, where it is there."""
+    found = self.metrics(**at).items()
+    return {w: m[name] for w, m in found if name in m}
+
+  def distances(self, **at):
+    return self.values(self._distance, **at)
+
+  def scores(self, **at):
+    return self.values(self._score, **at)
+
+  def frontier(self, only=None, also=(), **at):
+    """Return [(score, distance)] in order of w; of some w only.
+
+    Args:
+      only: values of w to keep, None for all.
+      also: more metrics to begin with.
+      **at: see `metrics`.
+    """
+    chosen = [m for w, m in self.metrics(**at).items() if not only or w in only]
+    return np.array(
+      [[m[self._score], m[self._distance]] for m in [*also, *chosen]]
+    ).reshape(-1, 2)
+
+  def p_unconds(self):
+    return sorted({c["p_uncond"] for c in self._cells if not _plain(c)})
+
+  def steps(self):
+    return sorted(
+      {
+        c["T"]
+        for c in self._cells
+        if not _plain(c) and c["p_uncond"] == self.p_uncond
+      }
+    )
+
+  def fields(self, name):
+    """Return the values of a field that cells of the main curve differ in."""
+    return sorted(
+      {
+        _plain(c)[name]
+        for c in self._cells
+        if list(_plain(c)) == [name]
+        and (c["p_uncond"], c["T"]) == (self.p_uncond, self.T)
+      },
+      key=str,
+    )
+
+
+def _plain(cell):
+  return dict(cell.get("fields", {}))
+
+
+def _claim(text, source, statistic, values, neutral=1.0, alike=None):
+  """Return a Claim, or None where a seed lacks the cells for it."""
+  values = list(values)
+  if not values or any(value is None for value in values):
+    return None
+  return Claim(text, source, statistic, tuple(values), neutral, alike)
+
+
+def _ratio(above, below):
+  """Return above / below, nan unless both are positive and finite."""
+  good = above > 0 and below > 0 and math.isfinite(above + below)
+  return above / below if good else math.nan
+
+
+def chosen_elsewhere(curves: Sequence[Mapping[float, float]]) -> list[float]:
+  """Return each curve's value where the mean of the others is lowest.
+
+  The lowest of many noisy values is too low; a place that is chosen by other
+  seeds is not.
+
+  Args:
+    curves: {place: value}, with places in common.
+
+  Returns:
+    One value for each; of a single curve its own lowest.
+  """
+  places = sorted(set.intersection(*(set(curve) for curve in curves)))
+  picked = []
+  for i, curve in enumerate(curves):
+    others = [*curves[:i], *curves[i + 1 :]] or [curve]
+    means = [np.mean([other[place] for other in others]) for place in places]
+    picked.append(curve[places[int(np.argmin(means))]])
+  return picked
+
+
+def frontier_ratio(one: np.ndarray, other: np.ndarray) -> float:
+  """Return by how much one frontier's distance is above another's.
+
+  At each score that both reach, a frontier has the lowest distance of what
+  scores at least that, between its points on straight lines of log distance.
+
+  Args:
+    one: [(score, distance)] in the order of the strength.
+    other: the same.
+
+  Returns:
+    Geometric mean of the ratio over the scores in common; nan without any.
+  """
+  if min(len(one), len(other)) < 2 or not _positive(one, other):
+    return math.nan
+  dense = [_dense(points) for points in (one, other)]
+  low = max(points[:, 0].min() for points in dense)
+  high = min(points[:, 0].max() for points in dense)
+  if low >= high:
+    return math.nan
+  levels = np.linspace(low, high, _LEVELS)
+  logs = [
+    [points[points[:, 0] >= level, 1].min() for level in levels]
+    for points in dense
+  ]
+  return _exp(float(np.mean(np.subtract(*logs))))
+
+
+def _positive(*frontiers):
+  points = np.concatenate(frontiers)
+  return np.isfinite(points).all() and (points[:, 1] > 0).all()
+
+
+def _dense(points):
+  """Return [(score, log distance)] with pieces between the points."""
+  points = np.stack([points[:, 0], np.log(points[:, 1])], axis=1)
+  at = np.arange((len(points) - 1) * _PIECES + 1) / _PIECES
+  return np.stack(
+    [np.interp(at, np.arange(len(points)), column) for column in points.T],
+    axis=1,
+  )
+
+
+# The claims, each from the curves of all seeds.
+
+
+def _small(curve, small_w):
+  return {w: value for w, value in curve.items() if 0 < w <= small_w}
+
+
+def _best_at_small_w(curves, small_w):
+  """Return the best of w = 0 and large w, over small w's best, per seed."""
+  if not all(_small(curve, small_w) and 0 in curve for curve in curves):
+    return []
+  best = chosen_elsewhere([_small(curve, small_w) for curve in curves])
+  return [
+    _ratio(min(v for w, v in curve.items() if not 0 < w <= small_w), low)
+    for curve, low in zip(curves, best, strict=True)
+  ]
+
+
+def _ends(seeds, name):
+  """Return (value at w = 0, at the greatest w) per seed, or nothing."""
+  curves = [seed.values(name) for seed in seeds]
+  if not all(0 in curve and max(curve) > 0 for curve in curves):
+    return []
+  return [(curve[0], curve[max(curve)]) for curve in curves]
+
+
+def _about_w(seeds, small_w):
+  distances = [seed.distances() for seed in seeds]
+  scores = [list(seed.scores().values()) for seed in seeds]
+  enough = all(len(curve) > 1 for curve in distances)
+  yield _claim(
+    f"The best distance is at a small w, 0 < w <= {small_w:g}",
+    "Tables 1 and 2",
+    "lowest distance of w = 0 and of larger w, over that of small w (which w, "
+    "the other seeds say)",
+    _best_at_small_w(distances, small_w),
+  )
+  yield _claim(
+    "The greatest w is worse in distance than w = 0",
+    "Tables 1 and 2",
+    "distance at the greatest w over that at w = 0",
+    [_ratio(curve[max(curve)], curve[min(curve)]) for curve in distances]
+    if enough
+    else [],
+  )
+  yield _claim(
+    "The score is higher at the greatest w than at w = 0",
+    "Tables 1 and 2",
+    "score at the greatest w over that at w = 0",
+    [_ratio(curve[-1], curve[0]) for curve in scores] if enough else [],
+  )
+  yield _claim(
+    "The score rises with every step of w",
+    "Tables 1 and 2",
+    "smallest ratio of the scores at neighbouring w",
+    [
+      min(_ratio(b, a) for a, b in itertools.pairwise(curve))
+      for curve in scores
+    ]
+    if enough
+    else [],
+  )
+  for name, sign, text in (
+    ("precision", 1, "Precision rises from w = 0 to the greatest w"),
+    ("recall", -1, "Recall falls from w = 0 to the greatest w"),
+  ):
+    yield _claim(
+      text,
+      "fidelity for diversity, introduction",
+      f"{name} at the greatest w less that at w = 0"
+      if sign > 0
+      else f"{name} at w = 0 less that at the greatest w",
+      [sign * (end - start) for start, end in _ends(seeds, name)],
+      neutral=0.0,
+    )
+
+
+def _about_held_out(cells, distance, score, main, small_w):
+  """The first claim again, by images that no model has seen."""
+  name = f"{distance}_heldout"
+  cells = [c for c in cells if name in c["metrics"]]
+  numbers = sorted({c.get("seed") for c in cells}, key=str)
+  curves = [
+    _Seed([c for c in cells if c.get("seed") == n], name, score, main)
+    for n in numbers
+  ]
+  yield _claim(
+    f"Also by held-out images the best is at a small w, w <= {small_w:g}",
+    "ours, beside the first",
+    "as the first, to held-out images",
+    _best_at_small_w([curve.distances() for curve in curves], small_w),
+  )
+
+
+def _about_p_uncond(seeds, alike):
+  there = set.intersection(*(set(seed.p_unconds()) for seed in seeds))
+  for one, other, same in ((0.5, 0.1, 0), (0.5, 0.2, 0), (0.2, 0.1, 1)):
+    if {one, other} <= there:
+      yield _claim(
+        f"p_uncond = {other:g} and {one:g} are alike over the frontier"
+        if same
+        else f"p_uncond = {one:g} is worse than {other:g} over the frontier",
+        "Section 4.2, Figure 4",
+        f"distance of {one:g} over that of {other:g}, mean over equal scores",
+        [_p_uncond_ratio(seed, one, other) for seed in seeds],
+        alike=alike if same else None,
+      )
+
+
+def _p_uncond_ratio(seed, one, other):
+  """Return the ratio of two models' frontiers over the w that both have."""
+  both = set(seed.metrics(p_uncond=one)) & set(seed.metrics(p_uncond=other))
+  return frontier_ratio(
+    seed.frontier(only=both, p_uncond=one),
+    seed.frontier(only=both, p_uncond=other),
+  )
+
+
+def _about_steps(seeds):
+  steps = sorted(set.intersection(*(set(seed.steps()) for seed in seeds)))
+  if len(steps) < 3:
+    return
+  best = {T: _best_at(seeds, T, steps) for T in steps}
+  if not all(best.values()):
+    return
+  fewest, middle, most = steps[0], steps[len(steps) // 2], steps[-1]
+  gains, more = (
+    [_ratio(a, b) for a, b in zip(best[p], best[q], strict=True)]
+    for p, q in ((fewest, middle), (middle, most))
+  )
+  yield _claim(
+    f"T = {middle} is better than T = {fewest}",
+    "Section 4.3, Figure 5",
+    f"best distance of T = {fewest} over that of T = {middle}",
+    gains,
+  )
+  yield _claim(
+    f"From T = {middle} to {most} there is less to gain than up to {middle}",
+    "Section 4.3, Figure 5",
+    f"the ratio of T = {fewest} to {middle} over that of {middle} to {most}",
+    [_ratio(a, b) for a, b in zip(gains, more, strict=True)],
+  )
+
+
+def _best_at(seeds, T, all_steps):
+  """Return the best distance of a T per seed, over the w that every T has."""
+  common = set.intersection(
+    *(set(seed.distances(T=other)) for seed in seeds for other in all_steps)
+  )
+  curves = [seed.distances(T=T) for seed in seeds]
+  curves = [{w: curve[w] for w in common} for curve in curves]
+  return chosen_elsewhere(curves) if common else None
+
+
+def _about_classifier(seeds, alike):
+  if not all("classifier" in seed.fields("guidance") for seed in seeds):
+    return
+  curves = [seed.distances(guidance="classifier") for seed in seeds]
+  unguided = [seed.metrics().get(0) for seed in seeds]
+  if not all(unguided):
+    return
+  plain = [seed.distances()[0] for seed in seeds]
+  yield _claim(
+    "Guidance by a classifier improves the distance, too",
+    "arXiv:2105.05233",
+    "distance at w = 0 over the best of classifier guidance (which w, the "
+    "other seeds say)",
+    [
+      _ratio(start, low)
+      for start, low in zip(plain, chosen_elsewhere(curves), strict=True)
+    ],
+  )
+  yield _claim(
+    "It traces a frontier like that of classifier-free guidance",
+    "introduction",
+    "its distance over that of classifier-free guidance, mean over equal "
+    "scores",
+    [
+      frontier_ratio(
+        seed.frontier(also=[start], guidance="classifier"), seed.frontier()
+      )
+      for seed, start in zip(seeds, unguided, strict=True)
+    ],
+    alike=alike,
+  )
+
+
+def _about_temperature(seeds, small_w):
+  curves = [_small(seed.distances(), small_w) for seed in seeds]
+  if not all(curves):
+    return
+  guided = chosen_elsewhere(curves)
+  for name, text in (
+    ("score_scale", "Scaling the score"),
+    ("noise_scale", "Reducing the noise"),
+  ):
+    lows = [
+      [seed.distances(**{name: v}).get(0) for v in seed.fields(name)]
+      for seed in seeds
+    ]
+    if all(low and None not in low for low in lows):
+      yield _claim(
+        f"{text} does not reach what guidance does",
+        "introduction, of arXiv:2105.05233",
+        f"lowest distance over {name} at w = 0 (of each seed its own), over "
+        "guidance's at a small w",
+        [
+          _ratio(min(low), best) for low, best in zip(lows, guided, strict=True)
+        ],
+      )
+
+
+def _about_ablations(seeds):
+  for name in ("v", "threshold"):
+    values = set.intersection(*(set(seed.fields(name)) for seed in seeds))
+    for value in sorted(values, key=str):
+      curves = [
+        (seed.distances(**{name: value}), seed.distances()) for seed in seeds
+      ]
+      common = set.intersection(*(set(a) & set(b) for a, b in curves))
+      for w in sorted(common):
+        yield _claim(
+          f"{name} = {value} is worse than the config's, at w = {w:g}",
+          "ours: an ablation",
+          "its distance over that of the main curve",
+          [_ratio(other[w], main[w]) for other, main in curves],
+        )
+
+
+def _about_copying(seeds, copied):
+  values = [list(seed.values("nearer_train").values()) for seed in seeds]
+  if all(values):
+    yield _claim(
+      "Samples are no nearer to training images than to held-out ones",
+      "ours",
+      "share that is nearer, mean over the main curve, less one half",
+      [float(np.mean(v)) - 0.5 for v in values],
+      neutral=0.0,
+      alike=copied,
+    )
