@@ -23,9 +23,9 @@ _NOTES = (
   "is_fashion is the Inception-style score by its class probabilities. They "
   "compare rows of this page only, and depend on the number of samples.",
   "fd_fashion measures against the training images, as the paper does, "
-  "fd_fashion_heldout against images that no model has seen. nearer_train is "
-  "the share of samples that are nearer, in pixels, to training images than to "
-  "as many held-out ones: 0.5 where nothing is copied, 1 where all is.",
+  "fd_fashion_heldout against images that no model has seen. copied is an "
+  "estimate, from the nearest real images, of the share of samples that are "
+  "copies of training images: about 0 where nothing is, 1 where all is.",
 )
 
 

@@ -65,14 +65,25 @@ def evaluate(config, workdir, samples):
     if recorded["provenance"] == provenance:
       logging.info("Metrics are there: %s", result)
       return recorded
+  found = [
+    neighbours.nearest(images[:], part) for part in (real.train, real.held_out)
+  ]
   metrics = _score(config.metrics, real, images[:])
+  metrics["copied"] = neighbours.copied_share(
+    *(distance for _, distance in found), len(real.train), len(real.held_out)
+  )
   report = {
     "metrics": metrics,
     "num_samples": len(images),
     "provenance": provenance,
   }
   if distributed.is_lead():
-    picture = real.beside_nearest(images[:_SHOWN])
+    rows = [images[:_SHOWN]]
+    for part, (index, _) in zip(
+      (real.train, real.held_out), found, strict=True
+    ):
+      rows += [part[i : i + 1] for i in index[:_SHOWN]]
+    picture = image_ops.grid(np.concatenate(rows), len(rows[0]))
     files.write_atomic(
       samples.with_name(f"{stem}.neighbours.png"), image_ops.png(picture)
     )
@@ -182,7 +193,9 @@ class Reference:
   @functools.cached_property
   def rows(self):
     """Features of a part of the training images, [K, F]."""
-    return self._features[_choice(len(self.train), self._keep)]
+    # Always the same part, in order.
+    order = np.random.default_rng(0).permutation(len(self.train))
+    return self._features[np.sort(order[: self._keep])]
 
   @functools.cached_property
   def radii(self):
@@ -198,28 +211,6 @@ class Reference:
   def held_out_statistics(self):
     """(Mean, covariance) of the features of all held-out images."""
     return _statistics(self.extract(self.held_out)[0])
-
-  @functools.cached_property
-  def pixels(self):
-    """Equally many (training, held-out) images, each [M, H, W, C] uint8."""
-    count = min(len(self.train), len(self.held_out), self._keep)
-    return tuple(
-      np.concatenate([part[i : i + 1] for i in _choice(len(part), count)])
-      for part in (self.train, self.held_out)
-    )
-
-  def beside_nearest(self, images):
-    """Return a picture: images, the nearest training and held-out images."""
-    rows = [images]
-    for real in self.pixels:
-      index, _ = neighbours.nearest(images, real)
-      rows.append(real[index])
-    return image_ops.grid(np.concatenate(rows), len(images))
-
-
-def _choice(count, keep):
-  """Return the indices of a part of a set, always the same ones, in order."""
-  return np.sort(np.random.default_rng(0).permutation(count)[:keep])
 
 
 def _statistics(features):
@@ -244,6 +235,5 @@ def _score(metrics, real, images):
     f"is_{real.label}_std": std,
     "precision": precision,
     "recall": recall,
-    "nearer_train": neighbours.nearer_share(images, *real.pixels),
   }
   return {name: float(value) for name, value in values.items()}

@@ -37,7 +37,7 @@ _STRENGTHS = {"score_scale": 1.0, "noise_scale": 1.0}
 SAMPLES = "The same seeds and labels for every w."
 NEIGHBOURS = (
   "Samples of the best cell, a class each; below each the nearest training "
-  "image, and the nearest of as many held-out images, by squared difference."
+  "image, and the nearest held-out image, by squared difference."
 )
 
 _BESIDE = "Dashed, hollow: the paper's {}."

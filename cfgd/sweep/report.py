@@ -28,7 +28,7 @@ from cfgd.sweep import seeds
 
 _MAX_GRIDS = 8
 _COLUMNS = (
-  *("id", "p_uncond", "T", "variant", "w", "s"),
+  *("id", "seed", "p_uncond", "T", "variant", "w", "s"),
   *("sampler", "v", "num_samples"),
 )
 _STYLE = """

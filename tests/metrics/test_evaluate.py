@@ -1,14 +1,15 @@
-"""The feature network of the embedded data, and scores of files of samples."""
+"""A data set's own feature network, and scores of files of samples by it."""
 
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from cfgd import errors
 from cfgd.data import sources
 from cfgd.metrics import evaluate
-from cfgd.metrics import extract
+from cfgd.metrics import own
 from tests import conftest
 
 
@@ -19,7 +20,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(workdir):
-  return evaluate.reference(conftest.make_tiny(), workdir)
+  return own.reference(conftest.make_tiny(), workdir)
 
 
 def save(path, images):
@@ -30,9 +31,10 @@ def save(path, images):
 def test_network_is_trained_once(tiny, workdir, reference):
   path = workdir / "feature_net" / "feature_net.npz"
   before = path.stat().st_mtime_ns
-  again = evaluate.reference(tiny, workdir)
+  own._reference.cache_clear()
+  again = own.reference(tiny, workdir)
   assert path.stat().st_mtime_ns == before
-  assert again[-1] == reference[-1]
+  assert again.name == reference.name
   about = json.loads((path.parent / "feature_net.json").read_text())
   assert 0 <= about["heldout_accuracy"] <= 1
   assert about["preprocessing"] == "mnist5k-crop24-area4"
@@ -41,18 +43,15 @@ def test_network_is_trained_once(tiny, workdir, reference):
 def test_network_of_other_images_is_refused(tiny, workdir, reference):
   tiny.data.image_size = 8
   with pytest.raises(errors.UserError, match=r"preprocessing='mnist5k.*area4'"):
-    evaluate.reference(tiny, workdir)
+    own.reference(tiny, workdir)
 
 
 def test_features_do_not_depend_on_batches(reference):
-  train, _, network, params, _ = reference
-  images = train.images[:37]
-  features, probabilities = extract.extract(
-    network, params, images, batch_size=2
-  )
+  images = reference.train[:37]
+  features, probabilities = reference.extract(images, batch_size=2)
   assert features.shape == (37, 8)
   np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-  whole, _ = extract.extract(network, params, images, batch_size=10)
+  whole, _ = reference.extract(images, batch_size=10)
   np.testing.assert_allclose(features, whole, atol=1e-5)
 
 
@@ -67,6 +66,7 @@ def test_the_training_images_are_at_distance_zero(tiny, workdir, tmp_path):
   assert abs(metrics["fd_embedded"]) < 1e-6
   assert metrics["fd_embedded_heldout"] > 1e-4
   assert metrics["precision"] == metrics["recall"] == 1
+  assert metrics["copied"] > 0.9  # all, but some held-out ones are the same
   assert report["num_samples"] == 4000
   assert report["provenance"]["feature_network"].startswith("embedded-")
 
@@ -77,6 +77,10 @@ def test_noise_is_far_and_its_metrics_are_kept(tiny, workdir, tmp_path):
   path = save(tmp_path / "noise.npz", noise)
   report = evaluate.evaluate(tiny, workdir, path)
   assert report["metrics"]["fd_embedded"] > 0.01
+  with PIL.Image.open(tmp_path / "noise.neighbours.png") as picture:
+    assert picture.size == (10 * 5 - 1, 3 * 5 - 1)
+    shown = np.asarray(picture)[:4, :4, 0]
+  np.testing.assert_array_equal(shown, noise[0, ..., 0])
   written = tmp_path / "noise.metrics.json"
   assert json.loads(written.read_text()) == report
   before = written.stat().st_mtime_ns
@@ -113,3 +117,25 @@ def test_broken_and_missing_files_are_refused(tiny, workdir, tmp_path):
   for name in ("half", "named"):
     with pytest.raises(errors.UserError, match=r"not an \.npz with images"):
       evaluate.evaluate(tiny, workdir, tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("name", ["embedded", "own:", "own:A b", "Inception"])
+def test_unknown_networks_are_refused(tiny, workdir, tmp_path, name):
+  tiny.metrics.feature_network = name
+  path = save(tmp_path / "x.npz", np.zeros((30, 4, 4, 1), np.uint8))
+  with pytest.raises(errors.UserError, match=r"feature_network=.*own:NAME"):
+    evaluate.evaluate(tiny, workdir, path)
+
+
+def test_metrics_are_called_after_the_network(tiny, workdir, tmp_path):
+  tiny.metrics.feature_network = "own:mine"
+  images = np.random.default_rng(1).integers(0, 256, (30, 4, 4, 1), np.uint8)
+  report = evaluate.evaluate(tiny, workdir, save(tmp_path / "x.npz", images))
+  assert {"fd_mine", "fd_mine_heldout", "is_mine"} < set(report["metrics"])
+  assert report["provenance"]["feature_network"].startswith("mine-")
+
+
+def test_a_part_of_the_training_images_is_enough(tiny, workdir, tmp_path):
+  tiny.metrics.reference_features = 500
+  reference = own.reference(tiny, workdir)
+  assert len(reference.rows) == 500
