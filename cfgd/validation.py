@@ -409,6 +409,7 @@ def _validate_combinations(sampling):
 
 def validate_grids(config):
   """Check that a sweep's grids name cells; the cells are checked one by one."""
+  _validate_seeds(config.sweep)
   grids = config.sweep.grids
   _require(grids, "sweep.grids", {}, "must name at least one grid")
   for name, axes in grids.items():
@@ -430,6 +431,30 @@ def validate_grids(config):
       _validate_values(
         field, values, 0.0 if axis == "p_uncond" else config.sampling[axis]
       )
+
+
+def _validate_seeds(sweep):
+  """Check the seeds of a sweep and what decides on claims over them."""
+  field, seeds = "sweep.seeds", tuple(sweep.seeds)
+  _numbers(field, seeds, int)
+  for seed in seeds:
+    _require(seed >= 0, field, seed, "must not be below 0")
+  _require(
+    len(set(seeds)) == len(seeds), field, seeds, "must have each seed once"
+  )
+  for name, low, high in (
+    ("confidence", 0, 1),
+    ("alike", 1, math.inf),
+    ("small_w", 0, math.inf),
+    ("copied", 0, 1),
+  ):
+    value = sweep.claims[name]
+    _require(
+      low < value < high,
+      f"sweep.claims.{name}",
+      value,
+      f"must be above {low}" + (f" and below {high}" if high == 1 else ""),
+    )
 
 
 def _validate_values(field, values, example):

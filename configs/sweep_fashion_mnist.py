@@ -43,8 +43,21 @@ def get_config(size="gpu"):
   config.sweep.score = "is_fashion"
   side = config.data.image_size
   config.sweep.title = f"The paper's claims on Fashion-MNIST, {side}x{side}"
-  config.sweep.notes = _NOTES
+  config.sweep.notes = (*_NOTES, _made_by(config, size))
   return config
+
+
+def _made_by(config, size):
+  """Say how the page is made, and what it leaves open."""
+  train, sampling = config.train, config.sampling
+  return (
+    f"Made by: make results SIZE={size}. {train.steps} steps of "
+    f"{train.batch_size} images, learning rate {config.optim.learning_rate:g}, "
+    f"{sampling.num_samples} samples a cell, T = {sampling.T} unless said. Not "
+    "known from it: what longer training, larger networks, more samples and "
+    "other data sets would say, and what spread other feature networks would "
+    "add; the seeds are those of training and of sampling."
+  )
 
 
 def _grids(steps):

@@ -1,12 +1,15 @@
 """What a config must satisfy, and that a mistake is told in one line."""
 
 import importlib
+import math
 import pathlib
 
+import jax
 import pytest
 
 from cfgd import config as config_lib
 from cfgd import errors
+from cfgd import networks
 from cfgd import validation
 from configs import base
 from configs import embedded
@@ -32,6 +35,35 @@ def test_configs_validate_and_have_the_same_fields(name):
     return set(config_lib._flatten(plain))
 
   assert fields(config) == fields(base.get_config())
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "sweep_fashion_mnist"])
+@pytest.mark.parametrize("size", ["gpu", "cpu", "fast"])
+def test_sizes_of_fashion_mnist(name, size):
+  config = importlib.import_module(f"configs.{name}").get_config(size)
+  validation.validate(config, num_devices=2)
+  shapes = networks.param_shapes(config)
+  millions = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6
+  low, high = {"gpu": (20, 40)}.get(size, (0.5, 1.5))
+  assert low < millions < high
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "words"),
+  [
+    ("seeds", (0, -1), "not be below 0"),
+    ("seeds", (0, 0), "each seed once"),
+    ("seeds", (0.5,), "must be an integer"),
+    ("claims.confidence", 1.0, "above 0 and below 1"),
+    ("claims.alike", 0.9, "above 1"),
+  ],
+)
+def test_bad_seeds_and_limits_are_refused(field, value, words):
+  config = embedded.get_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict({f"sweep.{field}": value})
+  with pytest.raises(errors.UserError, match=rf"sweep\.{field}=.*{words}"):
+    validation.validate_grids(config)
 
 
 def test_papers_values():
