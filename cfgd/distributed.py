@@ -12,6 +12,8 @@ import numpy as np
 from cfgd import errors
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+# By which JAX is more patient than `peers`, whose line is to come first.
+_LATER = 30
 
 
 def initialize(*, join_seconds, peer_seconds):
@@ -36,7 +38,7 @@ def initialize(*, join_seconds, peer_seconds):
       **arguments,
       # JAX ends the process with a stack dump: ours comes first.
       initialization_timeout=join_seconds + 60,
-      heartbeat_timeout_seconds=peer_seconds,
+      heartbeat_timeout_seconds=peer_seconds + _LATER,
       shutdown_timeout_seconds=peer_seconds,
     )
 

@@ -1,12 +1,12 @@
 """End a process that hangs, with the stacks of all its threads."""
 
 import faulthandler
-import os
 import sys
 import threading
 import time
 
 from cfgd import errors
+from cfgd import peers
 
 
 class Watchdog:
@@ -47,11 +47,10 @@ class Watchdog:
 
   def _end(self):
     faulthandler.dump_traceback(all_threads=True)
-    print(
-      f"error: {self._what} hangs: nothing for {self._field}={self._seconds:g} "
-      "s; the stacks of all threads are above; the same command goes on from "
-      "the last checkpoint",
-      file=sys.stderr,
-      flush=True,
+    line = (
+      f"{self._what} hangs: nothing for {self._field}={self._seconds:g} s; the "
+      "stacks of all threads are above; the same command goes on from the last "
+      "checkpoint"
     )
-    os._exit(errors.EXIT_AGAIN)
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    peers.end(line, errors.EXIT_AGAIN)

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from cfgd import distributed
 from cfgd import errors
+from cfgd import peers
 from cfgd import preemption
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -75,17 +76,23 @@ def run(main):
       distributed.initialize(
         join_seconds=_JOIN_SECONDS.value, peer_seconds=_PEER_SECONDS.value
       )
+      peers.watch(_PEER_SECONDS.value)
       preemption.install()
       with distributed.naming_memory(*_MEMORY):
         main()
+      peers.done()
     except errors.UserError as error:
       _stop(error)
     except errors.Preempted as error:
+      peers.done()  # all of them are asked to end, and save together
       _stop(error, errors.EXIT_AGAIN, "stopped")
     except KeyboardInterrupt:
       _stop(_INTERRUPTED, _EXIT_INTERRUPTED, "stopped")
     except (errors.RunError, OSError) as error:  # OSError: disk full, no access
       _stop(error, 1)
+    except Exception as error:
+      peers.fail(f"{type(error).__name__}: {errors.first_line(error)}", 1)
+      raise
 
   _set_up_logging()
   sys.excepthook = _without_closed_loops(sys.excepthook)
@@ -152,5 +159,8 @@ def _is_shown(record):
 
 
 def _stop(error, code=2, kind="error"):
-  print(f"{kind}: {' '.join(str(error).split())}", file=sys.stderr)
+  line = " ".join(str(error).split())
+  print(f"{kind}: {line}", file=sys.stderr)
+  if code != errors.EXIT_AGAIN:
+    peers.fail(line, code)
   sys.exit(code)

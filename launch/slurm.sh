@@ -7,6 +7,7 @@ config="" workdir="" shards=""
 
 # Sorts options: SLURM's, ours, and what is passed on to Python.
 parse_slurm() {
+  case " $* " in *" --help "* | *" -h "*) usage "$0" && exit ;; esac
   while (($#)); do
     case "$1" in
       --nodes=*) nodes="${1#*=}" ;;
@@ -41,9 +42,20 @@ default_tasks() {
   if ((nodes > 1 && gpus > 1)); then echo "$gpus"; else echo 1; fi
 }
 
-# Submits a script, to be run from $2, the root of the repository.
+# On the login node, submits the script $2 of the repository $1, with more
+# options of sbatch, and ends. In a job, and to show what it runs, goes on.
+submit_unless_in_job() {
+  if [[ -z "${SLURM_JOB_ID:-}" ]]; then
+    submit "$@"
+    [[ -n "$DRY_RUN" ]] || exit 0
+    echo '# and the job runs:'
+  fi
+  # shellcheck source=launch/environment.sh
+  source "$1/launch/environment.sh"
+}
+
 submit() {
-  local script="$1" root="$2" options=("${@:3}")
+  local root="$1" script="$1/launch/$2" options=("${@:3}")
   ((gpus == 0)) || options+=("--gpus-per-node=$gpus")
   require_command sbatch
   (cd "$root" && [[ -f "$config" ]]) ||

@@ -36,17 +36,9 @@ source "$root/launch/shell.sh"
 # shellcheck source=launch/slurm.sh
 source "$root/launch/slurm.sh"
 
-case " $* " in *" --help "* | *" -h "*) usage "$0" && exit ;; esac
 parse_slurm "$@"
 shards="${shards:-1}"
 require_number --shards "$shards" 1
 ((nodes == 1)) || die "--nodes=$nodes: a shard is one node; see --shards"
-if [[ -z "${SLURM_JOB_ID:-}" ]]; then
-  submit "$root/launch/slurm_sweep.sh" "$root" "--array=1-$shards"
-  [[ -n "$DRY_RUN" ]] || exit 0
-  echo '# and the job runs:'
-fi
-# shellcheck source=launch/environment.sh
-source "$root/launch/environment.sh"
-shard="${SLURM_ARRAY_TASK_ID:-1}"
-work experiments.sweep "--shard=$shard/$shards"
+submit_unless_in_job "$root" slurm_sweep.sh "--array=1-$shards"
+work experiments.sweep "--shard=${SLURM_ARRAY_TASK_ID:-1}/$shards"

@@ -37,14 +37,7 @@ source "$root/launch/shell.sh"
 # shellcheck source=launch/slurm.sh
 source "$root/launch/slurm.sh"
 
-case " $* " in *" --help "* | *" -h "*) usage "$0" && exit ;; esac
 parse_slurm "$@"
 [[ -z "$shards" ]] || die "--shards=$shards: belongs to launch/slurm_sweep.sh"
-if [[ -z "${SLURM_JOB_ID:-}" ]]; then
-  submit "$root/launch/slurm_train.sh" "$root"
-  [[ -n "$DRY_RUN" ]] || exit 0
-  echo '# and the job runs:'
-fi
-# shellcheck source=launch/environment.sh
-source "$root/launch/environment.sh"
+submit_unless_in_job "$root" slurm_train.sh
 work experiments.train

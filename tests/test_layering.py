@@ -16,7 +16,7 @@ ALLOWED = {
   # L0
   "manifest": set(),
   "preemption": set(),
-  "watchdog": set(),
+  "peers": set(),
   "diffusion": set(),
   "distributed": set(),
   "config": set(),
@@ -38,6 +38,7 @@ ALLOWED = {
   "guidance": {"diffusion"},
   "checkpoint": {"distributed", "manifest"},
   "lease": {"distributed"},
+  "watchdog": {"peers"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
   "data.originals": {"data.images"},

@@ -113,6 +113,7 @@ def _attempt(config, workdir, cell, failed, untrained):
 
   Raises:
     lease.Busy: another job does the cell or trains its model.
+    Exception: of several processes, what may have failed in this one alone.
   """
   folder = folder_of(config, workdir, cell)
   if _is_done(folder):
@@ -129,12 +130,20 @@ def _attempt(config, workdir, cell, failed, untrained):
     except (errors.Preempted, lease.Busy):
       raise
     except Exception as error:
+      if _may_be_of_one_process(error):
+        raise
       logging.exception("Cell %s failed.", cell.id)
       failed[cell.id] = f"{type(error).__name__}: {errors.first_line(error)}"
       if distributed.is_lead():
         note = f"{type(error).__name__}: {error}\n"
         files.write_atomic(folder / "error.txt", note)
   write_report(config, workdir)
+
+
+def _may_be_of_one_process(error):
+  """Say whether other processes may still be at the cell that failed here."""
+  ours = isinstance(error, errors.UserError | errors.RunError)
+  return jax.process_count() > 1 and not ours
 
 
 def _is_done(folder):

@@ -1,0 +1,108 @@
+"""What a config must satisfy, and that a mistake is told in one line."""
+
+import importlib
+import math
+
+import jax
+import pytest
+
+from cfgd import errors
+from cfgd import networks
+from cfgd import validation
+from configs import embedded
+from tests import test_config
+
+
+@pytest.mark.parametrize("name", test_config.ALL)
+def test_configs_are_valid(name):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  validation.validate(config, num_devices=8)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "words"),
+  [
+    ("sampling.w", -1.5, "at least -1"),
+    ("sampling.w", float("nan"), "at least -1"),
+    ("sampling.w", float("inf"), "at least -1"),
+    ("sampling.T", 1, "at least 2"),
+    ("sampling.v", 1.5, "[0, 1]"),
+    ("sampling.labels", (3, 10), "0..9"),
+    ("sampling.labels", (-1,), "0..9"),
+    ("sampling.labels", ("a",), "integer"),
+    ("sampling.sampler", "euler", "ancestral"),
+    ("sampling.weights", "both", "ema"),
+    ("sampling.num_samples", 0, "at least 1"),
+    ("sampling.checkpoint_step", -2, "-1 for the newest"),
+    ("train.batch_size", 6, "divisible by the 4 devices"),
+    ("train.batch_size", 0, "at least 1"),
+    ("train.steps", 0, "at least 1"),
+    ("train.keep_first", -1, "not be below 0"),
+    ("train.watchdog_seconds", -1.0, "not be below 0"),
+    ("train.lease_seconds", 0.0, "at least 1"),
+    ("optim.decay_steps", 10, "train.steps"),
+    ("optim.learning_rate", 0.0, "above 0"),
+    ("diffusion.p_uncond", 1.1, "[0, 1]"),
+    ("diffusion.p_uncond", 0.0, "unconditional model"),
+    ("diffusion.logsnr_min", 20.0, "below diffusion.logsnr_max"),
+    ("data.image_size", 11, "divisible by 2"),
+    ("data.crop", 8, "at least data.image_size"),
+    ("model.model_channels", 40, "32"),
+    ("model.num_heads", 3, "divide"),
+    ("model.attention_resolutions", (6,), "levels have"),
+    ("model.dtype", "float16", "bfloat16"),
+    ("model.dropout", 1.0, "[0, 1)"),
+    ("model.channel_mult", (), "empty"),
+    ("model.channel_mult", ("x",), "number"),
+  ],
+)
+def test_mistakes_name_field_value_and_choice(field, value, words):
+  config = embedded.get_config()
+  section, name = field.split(".")
+  with config.ignore_type():
+    config[section][name] = value
+  with pytest.raises(errors.UserError) as caught:
+    validation.validate(config, num_devices=4)
+  message = str(caught.value)
+  assert words in message
+  assert "\n" not in message
+  # All but the rule on w, which p_uncond = 0 breaks, name the field set.
+  assert field in message or "diffusion.p_uncond=0" in message
+
+
+def test_unconditional_w_and_conditional_only_models_are_allowed():
+  config = embedded.get_config()
+  config.sampling.w = -1.0
+  validation.validate(config, num_devices=1)
+  config.sampling.w = 0.0
+  config.diffusion.p_uncond = 0.0
+  validation.validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "sweep_fashion_mnist"])
+@pytest.mark.parametrize("size", ["gpu", "cpu", "fast"])
+def test_sizes_of_fashion_mnist(name, size):
+  config = importlib.import_module(f"configs.{name}").get_config(size)
+  validation.validate(config, num_devices=2)
+  shapes = networks.param_shapes(config)
+  millions = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6
+  low, high = {"gpu": (20, 40)}.get(size, (0.5, 1.5))
+  assert low < millions < high
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "words"),
+  [
+    ("seeds", (0, -1), "not be below 0"),
+    ("seeds", (0, 0), "each seed once"),
+    ("seeds", (0.5,), "must be an integer"),
+    ("claims.confidence", 1.0, "above 0 and below 1"),
+    ("claims.alike", 0.9, "above 1"),
+  ],
+)
+def test_bad_seeds_and_limits_are_refused(field, value, words):
+  config = embedded.get_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict({f"sweep.{field}": value})
+  with pytest.raises(errors.UserError, match=rf"sweep\.{field}=.*{words}"):
+    validation.validate_grids(config)
