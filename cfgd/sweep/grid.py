@@ -66,8 +66,12 @@ def cells(grids, sampling):
         if value != sampling[name]
       )
       points.add(Cell(float(p), int(t), float(w), fields))
-  order = lambda c: (c.p_uncond, c.T, len(c.fields), repr(c.fields), c.w)  # noqa: E731
-  return sorted(points, key=order)
+  return sorted(points, key=_order)
+
+
+def _order(cell):
+  fields = len(cell.fields), repr(cell.fields)
+  return cell.p_uncond, cell.T, *fields, cell.w
 
 
 def shard(cells, index, count):
