@@ -11,15 +11,12 @@ import argparse
 import sys
 import time
 
-import jax
 import numpy as np
 
 from benchmarks import machine
-from cfgd import config as config_lib
-from cfgd import diffusion
 from cfgd import distributed
 from cfgd import networks
-from cfgd.sampling import generate
+from cfgd.sampling import configured
 from cfgd.sampling import sampler as sampler_lib
 
 
@@ -28,24 +25,17 @@ def make_call(config, batch_size, num_steps, two_passes):
 
   The last layer of a fresh network is zero; that changes no timing.
   """
-  run = sampler_lib.make_sampler(
-    generate.part_of(config),
-    None,
-    sampler_lib.Choices(**config_lib.sampling_choices(config)),
-    shape=config_lib.image_shape(config),
-    null_label=config.data.num_classes,
-    two_passes=two_passes,
+  config = config.copy_and_resolve_references()
+  config.sampling.T = num_steps
+  params = networks.initial_params(config), None
+  index = np.arange(batch_size)
+  arguments = configured.arguments(
+    config,
+    distributed.replicate_locally(params),
+    index,
+    (index % config.data.num_classes).astype(np.int32),
   )
-  devices = jax.local_device_count()
-  index = np.arange(batch_size, dtype=np.uint32)
-  label = (index % config.data.num_classes).astype(np.int32)
-  arguments = (
-    (distributed.replicate_locally(networks.initial_params(config)), None),
-    *distributed.split((index, label), devices),
-    np.uint32(config.sampling.seed),
-    jax.tree.map(np.float32, config_lib.sampling_numbers(config)),
-    diffusion.logsnr_grid(num_steps, **config_lib.logsnr_range(config)),
-  )
+  run = configured.make_sampler(config, two_passes=two_passes)
   return run, arguments
 
 

@@ -42,6 +42,14 @@ def get(config, field):
   return config
 
 
+def _put(config, field, value):
+  """Set a field by its dotted name; a list of JSON's is a tuple of ours."""
+  *sections, name = field.split(".")
+  for section in sections:
+    config = config[section]
+  config[name] = tuple(value) if isinstance(value, list) else value
+
+
 def cell_config(config, *, p_uncond, seed=None, **sampling):
   """Return a copy of the config at one point of a sweep.
 
@@ -68,9 +76,7 @@ def classifier_config(config):
     return None
   changed = config.copy_and_resolve_references()
   for field, value in _flatten(to_dict(config.sweep.classifier)).items():
-    *sections, name = field.split(".")
-    section = get(changed, ".".join(sections)) if sections else changed
-    section[name] = tuple(value) if isinstance(value, list) else value
+    _put(changed, field, value)
   changed.sampling.w = 0.0
   changed.sampling.guidance = "none"
   return changed
@@ -180,9 +186,7 @@ def from_dict(like, plain):
   with config.ignore_type(), config.unlocked():
     for field, value in _flatten(plain).items():
       if field in known:
-        *sections, name = field.split(".")
-        section = get(config, ".".join(sections)) if sections else config
-        section[name] = tuple(value) if isinstance(value, list) else value
+        _put(config, field, value)
   return config
 
 

@@ -656,6 +656,10 @@ def ddim_step(denoise, keys, z, logsnr_from, logsnr_to, label, *, threshold):
   return alpha_to * x + (sigma_to / sigma_from) * (z - alpha_from * x)
 
 
+# What configs may name; a step is given those settings that it has.
+STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
+
+
 def sample(step, denoise, keys, label, *, shape, logsnrs, threshold):
   """Run a sampler from noise to data, Algorithm 2.
 

@@ -8,11 +8,12 @@ import math
 import re
 
 from cfgd import config as config_lib
+from cfgd import diffusion
 from cfgd import errors
 
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 TASKS = ("diffusion", "classifier")
-SAMPLERS = ("ancestral", "ddim")
+SAMPLERS = tuple(diffusion.STEPS)
 THRESHOLDS = ("clip", "dynamic", "none")
 WEIGHTS = ("constant", "linear", "cosine")
 CLASSIFIER_FORMS = ("eps", "mean")

@@ -17,6 +17,7 @@ ALLOWED = {
   "manifest": set(),
   "preemption": set(),
   "peers": set(),
+  "pixels": set(),
   "diffusion": set(),
   "distributed": set(),
   "config": set(),
@@ -34,7 +35,7 @@ ALLOWED = {
   "sweep.claims": set(),
   "sweep.seeds": set(),
   # L1
-  "validation": {"config"},
+  "validation": {"config", "diffusion"},
   "guidance": {"diffusion"},
   "checkpoint": {"distributed", "manifest"},
   "lease": {"distributed"},
@@ -68,10 +69,10 @@ ALLOWED = {
   "toy": {"diffusion"},
   "parametrization": {"diffusion", "convert.guided_diffusion"},
   "networks": {"config", "models.classifier", "models.unet"},
-  "training.losses": {"diffusion", "parametrization"},
+  "training.losses": {"diffusion", "parametrization", "pixels"},
   "training.steps": {"training.state"},
-  "sampling.sampler": {"diffusion", "guidance", "parametrization"},
-  "metrics.extract": {"distributed"},
+  "sampling.sampler": {"diffusion", "guidance", "parametrization", "pixels"},
+  "metrics.extract": {"distributed", "pixels"},
   "metrics.collect": {
     *("distributed", "metrics.extract", "metrics.image_sets"),
     "metrics.scores",
@@ -85,9 +86,12 @@ ALLOWED = {
     *("config", "checkpoint", "convert.guided_diffusion", "networks"),
     "training.state",
   },
+  "sampling.configured": {
+    *("config", "diffusion", "distributed", "networks", "sampling.sampler"),
+  },
   "training.tasks": {
-    *("config", "diffusion", "distributed", "data.images", "data.sources"),
-    *("sampling.sampler", "training.losses", "training.steps"),
+    *("config", "distributed", "data.images", "data.sources"),
+    *("sampling.configured", "training.losses", "training.steps"),
   },
   "training.loop": {
     "validation",
@@ -101,12 +105,12 @@ ALLOWED = {
   "sampling.generate": {
     "validation",
     "sampling.second",
-    *("config", "checkpoint", "diffusion", "distributed", "preemption"),
-    *("data.images", "networks", "sampling.sampler", "sampling.store"),
+    *("config", "checkpoint", "distributed", "preemption"),
+    *("data.images", "networks", "sampling.configured", "sampling.store"),
   },
   "metrics.feature_training": {
     *("distributed", "data.pipeline", "metrics.extract"),
-    *("models.feature_net", "training.state", "training.steps"),
+    *("models.feature_net", "pixels", "training.state", "training.steps"),
   },
   "metrics.fid": {
     "validation",
@@ -124,7 +128,7 @@ ALLOWED = {
     *("config", "data.sources", "metrics.fid", "metrics.own"),
   },
   # L4
-  "sweep.planner": {"config", "diffusion", "networks"},
+  "sweep.planner": {"sweep.grid", "config", "diffusion", "networks"},
   "sweep.runner": {
     "validation",
     *("config", "distributed", "sweep.grid", "sweep.paper", "sweep.planner"),

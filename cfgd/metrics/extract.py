@@ -3,10 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cfgd import distributed
+from cfgd import pixels
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def classifier(network):
   """
 
   def run(params, images):
-    x = images.astype(jnp.float32) / 127.5 - 1.0
+    x = pixels.to_x(images)
     features, logits = network.apply({"params": params}, x)
     return features, jax.nn.softmax(logits)
 

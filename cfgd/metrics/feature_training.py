@@ -15,6 +15,7 @@ import optax
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
+from cfgd import pixels
 from cfgd.data import pipeline
 from cfgd.metrics import extract
 from cfgd.models import feature_net
@@ -98,7 +99,7 @@ def _train(network, source, arguments):
 
   def loss(params, keys, batch, traced):
     del keys, traced
-    x = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    x = pixels.to_x(batch["image"])
     _, logits = network.apply({"params": params}, x)
     values = optax.softmax_cross_entropy_with_integer_labels(
       logits, batch["label"]

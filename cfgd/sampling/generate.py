@@ -10,7 +10,6 @@ import numpy as np
 
 from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
@@ -18,7 +17,7 @@ from cfgd import networks
 from cfgd import preemption
 from cfgd import validation
 from cfgd.data import images as image_ops
-from cfgd.sampling import sampler as sampler_lib
+from cfgd.sampling import configured
 from cfgd.sampling import second as second_lib
 from cfgd.sampling import store
 
@@ -167,30 +166,6 @@ def _progress(total):
   return say
 
 
-def part_of(config):
-  """Return the `sampler.Part` of a config's network."""
-  return sampler_lib.Part(
-    networks.build(config), **config_lib.parametrization(config)
-  )
-
-
-def make_sampler(config, second):
-  """Return the `sampler.make_sampler` of a config.
-
-  Args:
-    config: ConfigDict of the model.
-    second: ConfigDict of the classifier or the weaker model, or None.
-  """
-  return sampler_lib.make_sampler(
-    part_of(config),
-    second and part_of(second),
-    sampler_lib.Choices(**config_lib.sampling_choices(config)),
-    shape=config_lib.image_shape(config),
-    null_label=config.data.num_classes,
-    two_passes=sampler_lib.prefers_two_passes(),
-  )
-
-
 def _make_draw(config, workdir, step, second):
   """Return (index [n], label [n]) -> images [n, H, W, C] uint8."""
   sampling = config.sampling
@@ -200,31 +175,17 @@ def _make_draw(config, workdir, step, second):
     second and second_lib.read_params(second, sampling.weights),
   )
   params = distributed.replicate_locally(params)
-  run = make_sampler(config, second and second[0])
-  numbers = config_lib.sampling_numbers(config)
-  logsnrs = diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config))
-  devices = jax.local_device_count()
-  rows = sampling.batch_size * devices
+  sample = configured.make_draw(config, params, second and second[0])
 
   def draw(index, label):
-    # The last call is filled up, so that one shape is compiled.
-    padded = distributed.pad(index.astype(np.uint32), rows)
-    labels = distributed.pad(label, rows)
-    images, finite = run(
-      params,
-      *distributed.split((padded, labels), devices),
-      np.uint32(sampling.seed),
-      jax.tree.map(np.float32, numbers),
-      logsnrs,
-    )
-    finite = distributed.merge(finite)[: len(index)]
+    images, finite = sample(index, label)
     if not finite.all():
       raise errors.NonFiniteError(
         f"{(~finite).sum()} of {len(index)} samples are not finite (first: "
         f"image {index[~finite][0]}) at sampling.w={sampling.w}, "
         f"T={sampling.T}, checkpoint {step} of {workdir}"
       )
-    return distributed.merge(images)[: len(index)]
+    return images
 
   return draw
 

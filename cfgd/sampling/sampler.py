@@ -1,6 +1,7 @@
 """The pmapped sampler: one compiled loop for every w, v and log-SNR grid."""
 
 import functools
+import inspect
 from typing import Any
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from cfgd import diffusion
 from cfgd import guidance
 from cfgd import parametrization
+from cfgd import pixels
 
 
 class Part(NamedTuple):
@@ -39,7 +41,7 @@ class Choices(NamedTuple):
   """What a sampler does: each combination is a compilation of its own.
 
   Attributes:
-    sampler: "ancestral" (Algorithm 2) or "ddim".
+    sampler: of `diffusion.STEPS`.
     guidance: "none", "cfg", "auto", "classifier", "classifier_null" (of the
       unconditional model, with w + 1), "cfg+classifier", or "marginal"
       (classifier-free, with `diffusion.marginal` in the null label's place).
@@ -147,13 +149,12 @@ def _shift_mean(choices, denoise, second, numbers, weight, null_label):
 
 
 def _step(choices, numbers):
-  """Return the step function of a sampler by name."""
-  ancestral = functools.partial(
-    diffusion.ancestral_step,
-    v=numbers["v"],
-    noise_scale=numbers["noise_scale"],
+  """Return the step function of a sampler by name, its settings bound."""
+  step = diffusion.STEPS[choices.sampler]
+  names = inspect.signature(step).parameters
+  return functools.partial(
+    step, **{name: value for name, value in numbers.items() if name in names}
   )
-  return {"ancestral": ancestral, "ddim": diffusion.ddim_step}[choices.sampler]
 
 
 def _second(choices, part, params):
@@ -217,8 +218,7 @@ def make_sampler(model, second, choices, *, shape, null_label, two_passes):
     )
     # uint8 has no NaN: say here what the conversion would hide.
     finite = jnp.isfinite(x).all(axis=(1, 2, 3))
-    pixels = jnp.clip(jnp.rint((x + 1.0) * 127.5), 0, 255)
-    return pixels.astype(jnp.uint8), finite
+    return pixels.from_x(x), finite
 
   return jax.pmap(
     run,

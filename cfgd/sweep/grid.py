@@ -83,11 +83,12 @@ def cells(grids, sampling, seeds=()):
   return [
     point._replace(seed=seed)
     for seed in seeds or (None,)
-    for point in sorted(points, key=_order)
+    for point in sorted(points, key=order)
   ]
 
 
-def _order(point):
+def order(point):
+  """Return what cells of one seed are sorted by, see `cells`."""
   fields = point.fields
   return point.p_uncond, point.T, len(fields), repr(fields), point.w
 

@@ -222,7 +222,10 @@ def folder_of(config, workdir, cell):
   if own and at["sampling"]["second_dir"] == str(
     _classifier_dir(workdir, cell)
   ):
-    what["sampling"]["second_dir"] = config_lib.identity(own)
+    what["sampling"]["second_dir"] = {
+      "identity": config_lib.identity(own),
+      "steps": own.train.steps,
+    }
   name = f"{cell.id}-{config_lib.digest(what)}"
   return epath.Path(workdir) / "cells" / name
 

@@ -15,13 +15,9 @@ import optax
 
 from cfgd import diffusion
 from cfgd import parametrization
+from cfgd import pixels
 
 _NOISE_BANDS = 4
-
-
-def pixels_to_x(image):
-  """Map [0, 255] uint8 to the data range [-1, 1], float32."""
-  return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 @functools.cache
@@ -48,7 +44,7 @@ def diffusion_loss(network, *, null_label, timesteps, logsnr_min, logsnr_max):
     values = diffusion.loss(
       parametrization.denoiser(apply, timesteps=timesteps, **schedule),
       diffusion.fold_in(keys, 0),
-      pixels_to_x(batch["image"]),
+      pixels.to_x(batch["image"]),
       batch["label"],
       p_uncond=traced["p_uncond"],
       null_label=null_label,
@@ -93,7 +89,7 @@ def classifier_loss(network, *, timesteps, logsnr_min, logsnr_max):
     )
     u = jax.vmap(jax.random.uniform)(key_u)
     logsnr = diffusion.logsnr_schedule(u, **schedule)
-    x, label = pixels_to_x(batch["image"]), batch["label"]
+    x, label = pixels.to_x(batch["image"]), batch["label"]
     z = diffusion.diffuse(x, diffusion.normal(key_eps, x.shape[1:]), logsnr)
     logits = logits_of(z, logsnr)
     values = optax.softmax_cross_entropy_with_integer_labels(logits, label)

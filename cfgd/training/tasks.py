@@ -13,19 +13,16 @@ import jax
 import numpy as np
 
 from cfgd import config as config_lib
-from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
 from cfgd.data import images as image_ops
 from cfgd.data import sources
-from cfgd.sampling import sampler as sampler_lib
+from cfgd.sampling import configured
 from cfgd.training import losses
 from cfgd.training import steps
 
 _GRID_COLUMNS = 10
-# A preview needs no second network.
-_ALONE = {"guidance": "cfg", "classifier_form": "eps"}
 
 
 class Task(NamedTuple):
@@ -63,35 +60,27 @@ def _check_conditioning(config, network, source, params):
 
 def _show_samples(config, network, state, workdir, writer):
   """Write a grid of samples of the averaged weights, class by class."""
-  sampling = config.sampling
-  choices = config_lib.sampling_choices(config)
-  run = sampler_lib.make_sampler(
-    sampler_lib.Part(network, **config_lib.parametrization(config)),
-    None,
-    sampler_lib.Choices(**choices | _ALONE),
-    shape=config_lib.image_shape(config),
-    null_label=config.data.num_classes,
-    two_passes=sampler_lib.prefers_two_passes(),
-  )
-  numbers = config_lib.sampling_numbers(config)
-  if not config.model.null_row:
-    numbers["w"] = 0.0
-  devices = jax.local_device_count()
-  index = np.arange(sampling.batch_size * devices)
+  del network
+  params = distributed.replicate_locally(jax.device_get(state.ema_params))
+  index = np.arange(config.sampling.batch_size * jax.local_device_count())
   label = (index % config.data.num_classes).astype(np.int32)
-  images, _ = run(
-    (distributed.replicate_locally(jax.device_get(state.ema_params)), None),
-    *distributed.split((index.astype(np.uint32), label), devices),
-    np.uint32(sampling.seed),
-    jax.tree.map(np.float32, numbers),
-    diffusion.logsnr_grid(sampling.T, **config_lib.logsnr_range(config)),
-  )
-  picture = image_ops.grid(distributed.merge(images), _GRID_COLUMNS)
+  draw = configured.make_draw(_preview(config), (params, None))
+  images, _ = draw(index, label)
+  picture = image_ops.grid(images, _GRID_COLUMNS)
   number = int(state.step)
   writer.write_images(number, {"samples": picture[None]})
   if distributed.is_lead():
     path = workdir / "grids" / f"step_{number:08d}.png"
     files.write_atomic(path, image_ops.png(picture))
+
+
+def _preview(config):
+  """Return a copy of the config that samples by the model alone."""
+  config = config.copy_and_resolve_references()
+  config.sampling.update({"guidance": "cfg", "classifier_form": "eps"})
+  if not config.model.null_row:
+    config.sampling.w = 0.0
+  return config
 
 
 def _classifier_loss(config, network):

@@ -22,7 +22,7 @@ from configs import sweep_embedded_guidance
     ({"w": 0.3, "guidance": "classifier"}, 16 + 16 * 2 * 0.25),
     ({"w": 0.0, "guidance": "classifier"}, 16),
     ({"w": 0.0, "guidance": "classifier_null"}, 16 + 16 * 2 * 0.25),
-    ({"w": 0.3, "guidance": "auto"}, 32),
+    ({"w": 0.3, "guidance": "auto"}, 16 + 16 * 0.25),
     ({"w": 0.3, "guidance": "marginal"}, 16 + 16 * (10 + 0.25)),
     ({"w": 0.3, "interval": (0.0, 100.0)}, 16 + 8),
     (
@@ -89,8 +89,42 @@ def test_the_sum_of_a_sweep():
   assert lines[2].split()[-1] != ""
 
 
+def test_a_second_run_costs_what_its_config_says(tmp_path):
+  config = embedded.get_config()
+  config.sampling.update({"w": 0.3, "guidance": "auto"})
+  config.sampling.second_dir = str(tmp_path)
+  cells = [grid.Cell(0.1, 16, 0.3)]
+
+  def lines():
+    (_, part) = planner.costs(config, cells, lambda cell: config)
+    return part.evaluations, planner.table([part], 0.0)[-1]
+
+  assert lines() == (32, planner._ASSUMPTION)
+  weaker = embedded.get_config()
+  weaker.model.channel_mult = (1,)
+  weaker.model.attention_resolutions = (weaker.data.image_size,)
+  config_lib.claim_workdir(weaker, tmp_path, write=True)
+  share = networks.forward_flop(weaker) / networks.forward_flop(config)
+  evaluations, last = lines()
+  assert evaluations == pytest.approx(16 + 16 * share)
+  assert share < 0.9
+  assert last.startswith("in all")
+
+
 def test_a_plan_writes_nothing(tmp_path):
   lines = runner.price(sweep_embedded_guidance.get_config(), tmp_path, 0.0)
   assert "training the classifier" in lines[2]
   assert lines[-1].split()[:3] == ["in", "all", "33"]
   assert not list(tmp_path.iterdir())
+
+
+def test_seeds_are_paid_for():
+  config = sweep_embedded_guidance.get_config()
+  alone = runner.price(config, "unused", 0.0)
+  config.sweep.seeds = (0, 1, 2)
+  lines = runner.price(config, "unused", 0.0)
+  assert len(lines) == len(alone)
+  assert "p_uncond=0.1, 3 seeds" in lines[1]
+  for one, three in zip(alone[1:], lines[1:], strict=True):
+    flop = [float(line.replace(",", "").split()[-1]) for line in (one, three)]
+    assert flop[1] == pytest.approx(3 * flop[0], rel=0.01)

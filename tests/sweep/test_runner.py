@@ -191,6 +191,16 @@ def test_other_settings_are_other_cells(swept):
   assert runner.folder_of(config, workdir, cell) != folder
 
 
+def test_a_classifier_that_trains_longer_is_another(tmp_path):
+  config = small_sweep()
+  config.sampling.guidance = "classifier"
+  config.sweep.classifier = {"task": "classifier", "train": {"steps": 3}}
+  (cell, *_) = grid.cells(config.sweep.grids, config.sampling)
+  folder = runner.folder_of(config, tmp_path, cell)
+  config.sweep.classifier.train.steps = 4
+  assert runner.folder_of(config, tmp_path, cell) != folder
+
+
 def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
   sample = generate.generate
 
