@@ -75,8 +75,7 @@ def kept(config, batch):
   """Return the bytes that the forward pass leaves for the backward pass.
 
   Parameters are among them, dropout's masks are not. With model.remat it is
-  what
-  that keeps.
+  what that keeps.
   """
   network = networks.build(config)
   shape = (batch, *config_lib.image_shape(config))
