@@ -27,15 +27,6 @@ from cfgd import networks
 from cfgd.training import state as state_lib
 
 
-def _inputs(config, batch):
-  shape = (batch, *config_lib.image_shape(config))
-  return (
-    jax.ShapeDtypeStruct(shape, jnp.float32),
-    jax.ShapeDtypeStruct((batch,), jnp.float32),
-    jax.ShapeDtypeStruct((batch,), jnp.int32),
-  )
-
-
 def forward_cost(config):
   """Return the FLOP of one image's forward pass and the parameter count."""
   leaves = jax.tree.leaves(networks.param_shapes(config))
@@ -43,24 +34,6 @@ def forward_cost(config):
     "gflop_per_image": networks.forward_flop(config) / 1e9,
     "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
   }
-
-
-def kept(config, batch):
-  """Return the GiB that the forward pass leaves for the backward pass."""
-  network = networks.build(config)
-
-  def backward(params, z, time, label):
-    return jax.vjp(
-      lambda params: network.apply({"params": params}, z, time, label), params
-    )[1]
-
-  residuals = jax.eval_shape(
-    backward, networks.param_shapes(config), *_inputs(config, batch)
-  )
-  leaves = jax.tree.leaves(residuals)
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) / (
-    machine.GIB
-  )
 
 
 def _lower_step(config, batch):
@@ -131,7 +104,7 @@ def _measure(name, options):
   for remat in () if options.no_memory else (False, True):
     config.model.remat = remat
     memory = step_memory(config, options.batch)
-    memory["kept_gib"] = kept(config, options.batch)
+    memory["kept_gib"] = train_step.kept(config, options.batch) / machine.GIB
     result["memory"].append(memory)
     print(
       f"  training step, batch {options.batch}, "

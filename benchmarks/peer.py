@@ -8,11 +8,18 @@ The same sizes, batch, dtype and number of threads on both sides. The training
 step is forward, backward, Adam and moving average; sampling is both branches
 of guidance at T noise levels; forward is one evaluation. The turns alternate,
 and what counts is the ratio: images per second of ours over theirs.
+
+That needs a machine without other work: OpenMP's threads, PyTorch's on a CPU,
+wait for each other in a loop, and where two of them share a core the wait is
+most of the time. OMP_WAIT_POLICY=passive in the environment has them sleep. The
+ratio of the seconds of CPU time, which is printed as well, then says something
+on a busy machine, too; where the two ratios differ much, believe neither.
 """
 
 import argparse
 import os
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +196,26 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
+def _in_turns(calls, repeats):
+  """Return (seconds, seconds of CPU time) of each call, by name."""
+  seconds = {name: [] for name in calls}
+  cpu_seconds = {name: [] for name in calls}
+  for call in calls.values():
+    machine.timed(call, 1)
+  for _ in range(repeats):
+    for name, call in calls.items():
+      start = time.process_time()
+      seconds[name] += machine.timed(call, 1)
+      cpu_seconds[name].append(time.process_time() - start)
+  return seconds, cpu_seconds
+
+
+def _ratio(seconds):
+  """Return the spread of theirs over ours."""
+  pairs = zip(seconds["ours"], seconds["theirs"], strict=True)
+  return machine.spread([theirs / ours for ours, theirs in pairs])
+
+
 def main(argv):
   """Measure in turns, print the ratio, write JSON."""
   import torch
@@ -200,15 +227,9 @@ def main(argv):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
   theirs = getattr(Theirs(config, options, device), options.what)
   ours = make_ours(config, options)
-  machine.timed(ours, 1), machine.timed(theirs, 1)
-  seconds = {"ours": [], "theirs": []}
-  for _ in range(options.repeats):
-    seconds["ours"] += machine.timed(ours, 1)
-    seconds["theirs"] += machine.timed(theirs, 1)
-  ratios = [
-    theirs / ours
-    for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)
-  ]
+  seconds, cpu_seconds = _in_turns(
+    {"ours": ours, "theirs": theirs}, options.repeats
+  )
   report = machine.environment() | {
     "torch": torch.__version__,
     "torch_compiled": options.compile,
@@ -216,7 +237,12 @@ def main(argv):
     "batch_size": options.batch,
     "dtype": config.model.dtype,
     "seconds": {name: machine.spread(s) for name, s in seconds.items()},
-    "ratio": machine.spread(ratios),
+    "ratio": _ratio(seconds),
+    "cpu_seconds": {k: machine.spread(s) for k, s in cpu_seconds.items()},
+    "cpu_ratio": _ratio(cpu_seconds),
+    "load": os.getloadavg()[0],
+    "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
   }
   print(
     f"{options.what}, {report['dtype']}, batch {options.batch}, "
@@ -225,7 +251,8 @@ def main(argv):
     f"{report['seconds']['ours']['median']:.3g} s, theirs "
     f"{report['seconds']['theirs']['median']:.3g} s; ours is "
     f"{report['ratio']['median']:.2f} times as fast "
-    f"({report['ratio']['min']:.2f} to {report['ratio']['max']:.2f})"
+    f"({report['ratio']['min']:.2f} to {report['ratio']['max']:.2f}); by CPU "
+    f"time {report['cpu_ratio']['median']:.2f}, load {report['load']:.1f}"
   )
   machine.write_json(options.json, report)
 

@@ -5,10 +5,14 @@
 
 The step is training's own, on all devices of this process; FLOP are XLA's count
 of it, the peak is that of a large matrix product measured here in the same
-dtype.
+dtype. Memory is what the compiler plans, beside what shapes alone say: state
+(parameters, their average, Adam's moments), gradients, and what JAX hands from
+the forward to the backward pass before any compiler has seen it. A state that
+is donated whole is aliased whole.
 """
 
 import argparse
+import math
 import sys
 import time
 
@@ -60,6 +64,67 @@ def make_batch(config, batch_size):
   return distributed.split(batch, jax.local_device_count())
 
 
+def _bytes(tree):
+  return sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def kept(config, batch):
+  """Return the bytes that the forward pass leaves for the backward pass.
+
+  Parameters are among them, dropout's masks are not. With model.remat it is
+  what that keeps.
+  """
+  network = networks.build(config)
+  shape = (batch, *config_lib.image_shape(config))
+
+  def backward(params, z, time, label):
+    return jax.vjp(
+      lambda params: network.apply({"params": params}, z, time, label), params
+    )[1]
+
+  return _bytes(
+    jax.eval_shape(
+      backward,
+      networks.param_shapes(config),
+      jax.ShapeDtypeStruct(shape, jnp.float32),
+      jax.ShapeDtypeStruct((batch,), jnp.float32),
+      jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+  )
+
+
+def memory(config, compiled, state, batch):
+  """Return the memory of a compiled step on a device, planned and counted.
+
+  Args:
+    config: ConfigDict.
+    compiled: of `make_step`.
+    state: TrainState that it takes.
+    batch: images on the device.
+  """
+  arguments, besides = machine.peak_gib(compiled)
+  parameters = _bytes(state.params)
+  counted = {
+    "state": _bytes(state),
+    "gradients": parameters,
+    "activations": kept(config, batch) - parameters,
+  }
+  total = sum(counted.values()) / machine.GIB
+  aliased = compiled.memory_analysis().alias_size_in_bytes
+  return {
+    "state_gib": arguments,
+    "peak_gib": arguments + besides,
+    "counted_bytes": counted,
+    "counted_gib": total,
+    "peak_over_counted": (arguments + besides) / total,
+    "donated_bytes": aliased,
+    "state_is_donated": aliased == counted["state"],
+  }
+
+
 def measure(config, batch_size, repeats):
   """Compile and time the step.
 
@@ -77,7 +142,7 @@ def measure(config, batch_size, repeats):
   lowered = make_step(config).lower(state, batch, traced)
   compiled = lowered.compile()
   compile_seconds = time.perf_counter() - start
-  arguments, besides = machine.peak_gib(compiled)
+  used = memory(config, compiled, state, batch_size // jax.device_count())
   losses = []
 
   def step():
@@ -90,7 +155,7 @@ def measure(config, batch_size, repeats):
   seconds = machine.timed(step, repeats)
   rate = machine.spread([batch_size / s for s in seconds])
   work = networks.flop(lowered)
-  return {
+  return used | {
     "batch_size": batch_size,
     "dtype": config.model.dtype,
     "remat": config.model.remat,
@@ -98,8 +163,6 @@ def measure(config, batch_size, repeats):
     "step_seconds": machine.spread(seconds),
     "flop_per_step_and_device": work,
     "flop_per_second_and_device": work / machine.spread(seconds)["median"],
-    "state_gib": arguments,
-    "peak_gib": arguments + besides,
     "compile_seconds": compile_seconds,
     "losses": [float(loss) for loss in losses],
     "skipped": int(state.skipped),
@@ -130,7 +193,9 @@ def main(argv):
     f"{report['step_seconds']['median']:.3g} s per step, "
     f"{report['flop_per_second_and_device'] / 1e12:.3g} TFLOP/s = "
     f"{fraction:.0%} of matmul, peak {report['peak_gib']:.2f} GiB (state "
-    f"{report['state_gib']:.2f}), compiled in "
+    f"{report['state_gib']:.2f}) = {report['peak_over_counted']:.2f} of "
+    f"{report['counted_gib']:.2f} counted, state donated: "
+    f"{report['state_is_donated']}, compiled in "
     f"{report['compile_seconds']:.0f} s, losses "
     f"{', '.join(f'{loss:.4f}' for loss in report['losses'])}"
   )

@@ -1,5 +1,7 @@
 """The network of a config: the module, and its parameters' shapes or values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -25,9 +27,14 @@ def _inputs(config):
 
 def param_shapes(config):
   """Return the tree of ShapeDtypeStruct of the parameters, computing none."""
-  network = build(config)
-  variables = jax.eval_shape(network.init, jax.random.key(0), *_inputs(config))
-  return variables["params"]
+  shapes = _param_shapes(build(config), _inputs(config))
+  return jax.tree.map(lambda shape: shape, shapes)  # theirs to change
+
+
+@functools.cache
+def _param_shapes(network, inputs):
+  # Tracing takes a second; the cells of a sweep ask for the same network.
+  return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
 
 
 def initial_params(config):

@@ -26,14 +26,17 @@ from cfgd.training import loop
 _PLACES = ("feature_dir", "cache_dir", "inception")
 _POLL_SECONDS = 1.0
 _SAY_SECONDS = 60.0
+# Drawing the report takes about a second.
+_REPORT_SECONDS = 60.0
 
 
 def sweep(config, workdir, *, shard=(1, 1)):
   """Run all cells of `config.sweep.grids` that have no result yet.
 
-  A cell is done when its metrics.json exists. The report is written after each
-  cell. A cell that fails is recorded, and the others go on. Several jobs may
-  run on one workdir: each cell, and each training, is done by one of them.
+  A cell is done when its metrics.json exists. The report is written after a
+  cell where a minute has passed since the last, and at the end. A cell that
+  fails is recorded, and the others go on. Several jobs may run on one workdir:
+  each cell, and each training, is done by one of them.
 
   Args:
     config: ConfigDict of configs/base.py's fields.
@@ -81,7 +84,7 @@ def _run_all(config, workdir, cells):
   """
   failed, untrained = {}, {}
   pending = list(cells)
-  said = time.monotonic()
+  said = reported = time.monotonic()
   while pending:
     busy = []
     for cell in pending:
@@ -90,6 +93,9 @@ def _run_all(config, workdir, cells):
       except lease.Busy as error:
         busy.append(cell)
         why = error
+      if distributed.agree(time.monotonic() - reported > _REPORT_SECONDS):
+        write_report(config, workdir)
+        reported = time.monotonic()
     if len(busy) == len(pending):
       preemption.check(f"cells are left in {workdir}; the same command goes on")
       if time.monotonic() - said > _SAY_SECONDS:
@@ -137,7 +143,6 @@ def _attempt(config, workdir, cell, failed, untrained):
       if distributed.is_lead():
         note = f"{type(error).__name__}: {error}\n"
         files.write_atomic(folder / "error.txt", note)
-  write_report(config, workdir)
 
 
 def _may_be_of_one_process(error):
