@@ -205,9 +205,7 @@ def _text(value):
 def make_config(overrides):
   """Return the embedded sweep's config with {field: value}."""
   config = sweep_embedded.get_config()
-  for field, value in overrides.items():
-    *sections, name = field.split(".")
-    config_lib.get(config, ".".join(sections))[name] = value
+  config.update_from_flattened_dict(overrides)
   return config
 
 
