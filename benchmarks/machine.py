@@ -12,6 +12,10 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from cfgd import xla
+
+xla.set_options()
+
 GIB = 2**30
 
 

@@ -15,6 +15,7 @@ from cfgd import distributed
 from cfgd import errors
 from cfgd import peers
 from cfgd import preemption
+from cfgd import xla
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Whose progress is shown: ours, and clu's reports. Not all of ROOT: it may hold
@@ -94,6 +95,7 @@ def run(main):
       peers.fail(f"{type(error).__name__}: {errors.first_line(error)}", 1)
       raise
 
+  xla.set_options()
   _set_up_logging()
   sys.excepthook = _without_closed_loops(sys.excepthook)
   app.run(guarded, flags_parser=_parse)

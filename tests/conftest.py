@@ -21,7 +21,10 @@ import pathlib
 import numpy as np
 import pytest
 
+from cfgd import xla
 from configs import sweep_embedded
+
+xla.set_options()
 
 
 def pytest_configure(config):

@@ -16,6 +16,7 @@ ALLOWED = {
   # L0
   "manifest": set(),
   "preemption": set(),
+  "xla": set(),
   "peers": set(),
   "pixels": set(),
   "diffusion": set(),

@@ -78,6 +78,19 @@ def downsample(x):
   return x.mean(axis=(2, 4))
 
 
+def settle(x):
+  """Have XLA compute x, and in the backward pass its gradient, once.
+
+  XLA's CPU compiler copies cheap producers into each of their consumers. Along
+  a chain of residual sums the copies grow with the depth: a block's gradient
+  was computed anew, from the end of the network on, for each of its four uses.
+  Other compilers decide that better themselves.
+  """
+  if jax.default_backend() != "cpu":
+    return x
+  return jax.lax.optimization_barrier(x)
+
+
 _RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
 
 
@@ -201,7 +214,7 @@ class ResBlock(nn.Module):
     if x.shape[-1] != self.features:
       x = conv(self.features, 1, "skip_connection", self.dtype)(x)
     assert h.shape == x.shape, (h.shape, x.shape)
-    return x + h
+    return settle(x + h)
 
 
 def attention_implementation(platform, capability, dtype, head_width):
@@ -274,7 +287,7 @@ class AttentionBlock(nn.Module):
       q, k, v = (qkv[:, :, :, i] for i in range(3))
     h = _attend(q, k, v)  # [B, HW, heads, head]
     h = h.reshape(batch, height, width, channels)
-    return x + dense(channels, "proj_out", self.dtype, zero=True)(h)
+    return settle(x + dense(channels, "proj_out", self.dtype, zero=True)(h))
 
 
 class AttentionPool(nn.Module):

@@ -1,0 +1,37 @@
+"""Options of the XLA compiler that this project sets: all of them are here."""
+
+import importlib.metadata
+import importlib.util
+import os
+
+# Measured in docs/performance.md, on two x86 cores.
+_CPU = {
+  # XLA's own weight gradients of convolutions at 32x32 are four times as fast
+  # as YNNPACK's; other products and sums stay with YNNPACK.
+  "--xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",
+  # Barriers hold until code is generated, so that `models.blocks.settle` works.
+  "--xla_disable_hlo_passes": "cse_barrier_expander",
+}
+
+
+def set_options():
+  """Add the options to XLA_FLAGS that are not there; before JAX compiles.
+
+  Where an accelerator may be used, nothing is set: none of these options has
+  been tried on one.
+  """
+  if not _on_cpu():
+    return
+  flags = os.environ.get("XLA_FLAGS", "").split()
+  there = {flag.split("=")[0] for flag in flags}
+  flags += [f"{k}={v}" for k, v in _CPU.items() if k not in there]
+  os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _on_cpu():
+  """Say whether JAX will compile for a CPU; asking JAX would be too late."""
+  chosen = os.environ.get("JAX_PLATFORMS", "")
+  if chosen:
+    return chosen == "cpu"
+  plugins = importlib.metadata.entry_points(group="jax_plugins")
+  return not plugins and importlib.util.find_spec("libtpu") is None
