@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cfgd import diffusion
+from cfgd.sweep import claims
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -292,3 +293,36 @@ def test_the_guidance_of_the_page_keeps_the_length(extended):
   ratio = np.asarray(guided / free).reshape(5, -1)
   np.testing.assert_allclose(ratio[:, 0], ratio[:, 1], rtol=1e-4)
   assert (abs(length(free) - length(eps)) > 1e-3).all()
+
+
+def test_verdicts_of_the_readme_are_those_of_the_results():
+  def rows(page):
+    table = [k.split("|") for k in page.read_text().splitlines() if "|" in k]
+    cells = [[cell.strip().replace("\\", "") for cell in row] for row in table]
+    return {row[1]: row[-2] for row in cells if len(row) > 3}
+
+  ours, all_of_them = rows(ROOT / "README.md"), rows(ROOT / "docs/results.md")
+  verdicts = (claims.HOLDS, claims.FAILS, claims.OPEN)
+  shown = {text: v for text, v in ours.items() if v in verdicts}
+  assert len(shown) > 10
+  for text, verdict in shown.items():
+    assert all_of_them[text] == verdict, text
+
+
+def test_the_results_have_a_spread_with_every_verdict():
+  """Each verdict follows from the interval beside it; failures are shown."""
+  text = (ROOT / "docs/results.md").read_text().replace("\\", "")
+  table = text.split("## Claims")[1].split("## Cells")[0]
+  rows = [k.split(" | ") for k in table.splitlines() if k.startswith("| ")][2:]
+  assert len(rows) > 15
+  for _, _, wanted, seeds, interval, verdict in rows:
+    assert len(seeds.split(", ")) >= 3
+    _, low, high = map(float, re.findall(r"-?[\d.]+(?:e[-+]\d+)?", interval))
+    bounds = re.findall(r"(?:above|from|to) (-?[\d.]+)", wanted.split("; ")[-1])
+    least, most = (*map(float, bounds), float("inf"))[:2]
+    expected = claims.OPEN
+    if least < low and high < most:
+      expected = claims.HOLDS
+    elif high <= least or most <= low:
+      expected = claims.FAILS
+    assert verdict.strip(" |") == expected, (interval, wanted)
