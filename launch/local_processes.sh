@@ -130,7 +130,7 @@ if [[ -n "$failed" ]]; then
     [[ "${pids[i]}" == "$failed" ]] && break
   done
   if ((code == 75)); then
-    printf 'preempted and saved: the same command goes on\n' >&2
+    printf 'preempted, hung, or a process gone: the same command goes on from what is saved\n' >&2
   else
     printf 'error: process %s of %s ended with code %s; the others were ended. Last lines of %s:\n' \
       "$i" "$processes" "$code" "$log_dir/process_$i.log" >&2
