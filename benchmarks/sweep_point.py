@@ -124,17 +124,21 @@ def compare(config, workdir, options):
     rounds.append(parts | {"evaluations_alone": alone})
     print(", ".join(f"{k} {v:.2f} s" for k, v in rounds[-1].items()))
   seconds = {key: [row[key] for row in rounds] for key in rounds[0]}
-  over = lambda row, *keys: (  # noqa: E731
-    100 * (sum(row[key] for key in keys) / row["evaluations_alone"] - 1)
-  )
   parts = [key for key in rounds[0] if key != "evaluations_alone"]
   return known | {
     "seconds": {key: machine.spread(values) for key, values in seconds.items()},
-    "overhead_percent": machine.spread([over(row, *parts) for row in rounds]),
-    "overhead_of_sampling_percent": machine.spread(
-      [over(row, "generate_and_store") for row in rounds]
-    ),
+    "overhead_percent": _overhead(rounds, parts),
+    "overhead_of_sampling_percent": _overhead(rounds, ["generate_and_store"]),
   }
+
+
+def _overhead(rounds, parts):
+  """Return by how much some parts of a point exceed its evaluations."""
+  ratios = [
+    sum(row[part] for part in parts) / row["evaluations_alone"]
+    for row in rounds
+  ]
+  return machine.spread([100 * (ratio - 1) for ratio in ratios])
 
 
 def count_compilations(config, workdir, num_steps):
@@ -211,12 +215,15 @@ def main(argv):
     config.copy_and_resolve_references(), options
   )
   report |= _rates(config, report, options)
-  median = lambda key: report[key]["median"]  # noqa: E731
+  whole, sampling = (
+    report[key]["median"]
+    for key in ("overhead_percent", "overhead_of_sampling_percent")
+  )
   print(
     f"{options.config}, {report['num_samples']} images, T={options.T} on "
     f"{report['devices']} x {report['device']}: a point costs "
-    f"{median('overhead_percent'):.1f}% more than its evaluations alone "
-    f"(sampling and storing {median('overhead_of_sampling_percent'):.1f}%), "
+    f"{whole:.1f}% more than its evaluations alone "
+    f"(sampling and storing {sampling:.1f}%), "
     f"{report['images_per_second_of_the_point']:.3g} images/s; alone "
     f"{report['flop_per_second_and_device'] / 1e12:.3g} TFLOP/s = "
     f"{report['fraction_of_matmul_peak']:.0%} of matmul, peak "

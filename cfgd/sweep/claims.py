@@ -107,10 +107,7 @@ def test(
     small_w: up to which w guidance is small.
     copied: up to which share of copied samples nothing is said to be copied.
   """
-  seeds = [
-    _Seed([c for c in cells if c.get("seed") == seed], distance, score, main)
-    for seed in sorted({c.get("seed") for c in cells}, key=str)
-  ]
+  seeds = _by_seed(cells, distance, score, main)
   found = [
     *_about_w(seeds, small_w),
     *_about_held_out(cells, distance, score, main, small_w),
@@ -124,6 +121,27 @@ def test(
   return [claim for claim in found if claim]
 
 
+def _by_seed(cells, distance, score, main):
+  """Return a _Seed of each, with those cells alone that all seeds have.
+
+  So a seed that is not finished, or a cell that failed, does not make one
+  seed's greatest w, or its frontier, another one than the others'.
+  """
+  by_seed = {}
+  for cell in cells:
+    by_seed.setdefault(cell.get("seed"), {})[_place(cell)] = cell
+  common = set.intersection(*map(set, by_seed.values()))
+  return [
+    _Seed([by_seed[seed][place] for place in common], distance, score, main)
+    for seed in sorted(by_seed, key=str)
+  ]
+
+
+def _place(cell):
+  fields = repr(sorted(_plain(cell).items()))
+  return cell["p_uncond"], cell["T"], cell["w"], fields
+
+
 class _Seed:
   """The cells of one seed, as curves over w."""
 
@@ -133,7 +151,9 @@ class _Seed:
 
   def metrics(self, p_uncond=None, T=None, **fields):
     """Return {w: metrics} of one model, T and other fields of sampling."""
-    wanted = p_uncond or self.p_uncond, T or self.T, fields
+    if p_uncond is None:
+      p_uncond = self.p_uncond
+    wanted = p_uncond, T or self.T, fields
     return {
       c["w"]: c["metrics"]
       for c in sorted(self._cells, key=lambda c: c["w"])
@@ -289,9 +309,8 @@ def _best_at_small_w(curves, small_w):
   ]
 
 
-def _ends(seeds, name):
-  """Return (value at w = 0, at the greatest w) per seed, or nothing."""
-  curves = [seed.values(name) for seed in seeds]
+def _ends(curves):
+  """Return (value at w = 0, at the greatest w) per curve, or nothing."""
   if not all(0 in curve and max(curve) > 0 for curve in curves):
     return []
   return [(curve[0], curve[max(curve)]) for curve in curves]
@@ -299,8 +318,8 @@ def _ends(seeds, name):
 
 def _about_w(seeds, small_w):
   distances = [seed.distances() for seed in seeds]
-  scores = [list(seed.scores().values()) for seed in seeds]
-  enough = all(len(curve) > 1 for curve in distances)
+  scores = [seed.scores() for seed in seeds]
+  guided = [[s for w, s in curve.items() if w >= 0] for curve in scores]
   yield _claim(
     f"The best distance is at a small w, 0 < w <= {small_w:g}",
     "Tables 1 and 2",
@@ -312,15 +331,13 @@ def _about_w(seeds, small_w):
     "The greatest w is worse in distance than w = 0",
     "Tables 1 and 2",
     "distance at the greatest w over that at w = 0",
-    [_ratio(curve[max(curve)], curve[min(curve)]) for curve in distances]
-    if enough
-    else [],
+    [_ratio(end, start) for start, end in _ends(distances)],
   )
   yield _claim(
     "The score is higher at the greatest w than at w = 0",
     "Tables 1 and 2",
     "score at the greatest w over that at w = 0",
-    [_ratio(curve[-1], curve[0]) for curve in scores] if enough else [],
+    [_ratio(end, start) for start, end in _ends(scores)],
   )
   yield _claim(
     "The score rises with every step of w",
@@ -328,9 +345,9 @@ def _about_w(seeds, small_w):
     "smallest ratio of the scores at neighbouring w",
     [
       min(_ratio(b, a) for a, b in itertools.pairwise(curve))
-      for curve in scores
+      for curve in guided
     ]
-    if enough
+    if _ends(scores)
     else [],
   )
   for name, sign, text in (
@@ -343,7 +360,10 @@ def _about_w(seeds, small_w):
       f"{name} at the greatest w less that at w = 0"
       if sign > 0
       else f"{name} at w = 0 less that at the greatest w",
-      [sign * (end - start) for start, end in _ends(seeds, name)],
+      [
+        sign * (end - start)
+        for start, end in _ends([seed.values(name) for seed in seeds])
+      ],
       neutral=0.0,
     )
 
@@ -352,11 +372,7 @@ def _about_held_out(cells, distance, score, main, small_w):
   """The first claim again, by images that no model has seen."""
   name = f"{distance}_heldout"
   cells = [c for c in cells if name in c["metrics"]]
-  numbers = sorted({c.get("seed") for c in cells}, key=str)
-  curves = [
-    _Seed([c for c in cells if c.get("seed") == n], name, score, main)
-    for n in numbers
-  ]
+  curves = _by_seed(cells, name, score, main) if cells else []
   yield _claim(
     f"Also by held-out images the best is at a small w, w <= {small_w:g}",
     "ours, beside the first",

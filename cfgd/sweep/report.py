@@ -67,7 +67,8 @@ _CLAIM_COLUMNS = (
   *("each seed", "mean and interval", "verdict"),
 )
 _CLAIMS = (
-  "Ratios have geometric means; the interval is Student's t over the seeds. A "
+  "Ratios have geometric means; the interval, of {:.0%} confidence, is "
+  "Student's t over the seeds. A "
   "claim holds if all of the interval agrees with it, does not hold if none of "
   "it does, and is else not resolved."
 )
@@ -209,16 +210,20 @@ def _effort(cells):
 
 
 def _claims(cells, rows, distance, score, settings):
-  """Return the table of claims, as rows of text; none without settings."""
+  """Return (what the table of claims is, its rows as text), or None."""
   if not settings or not rows:
-    return []
+    return None
   plain = plots.select(rows, {"variant": ""}) or rows
   main = plots.commonest(plain, "p_uncond", "T")
   limits = {k: v for k, v in settings.items() if k != "confidence"}
   tested = claims_lib.test(
     cells, distance, score, main=tuple(main.values()), **limits
   )
-  return [_claim(claim, settings["confidence"]) for claim in tested]
+  confidence = settings["confidence"]
+  return (
+    _CLAIMS.format(confidence),
+    [_claim(claim, confidence) for claim in tested],
+  )
 
 
 def _claim(claim, confidence):
@@ -318,8 +323,9 @@ def _markdown(head, tested, table, pictures):
   blocks = [f"# {plain(title)}", *map(plain, notes)]
   if tested:
     rows = [_CLAIM_COLUMNS, ["---"] * len(_CLAIM_COLUMNS)]
-    rows += [map(plain, row) for row in tested]
-    blocks += ["## Claims", _pipes(rows), plain(_CLAIMS)]
+    caption, texts = tested
+    rows += [map(plain, row) for row in texts]
+    blocks += ["## Claims", _pipes(rows), plain(caption)]
     blocks += ["## Cells"]
   blocks += [_pipes(lines)]
   blocks += [plain(_BOLD.format(distance))]
@@ -360,10 +366,11 @@ def _claims_table(tested):
   head = "".join(_tag("th", k) for k in _CLAIM_COLUMNS)
   out = ["<h2>Claims</h2>", '<table class="claims">']
   out += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-  for *texts, verdict in tested:
+  caption, rows = tested
+  for *texts, verdict in rows:
     cells = "".join(_tag("td", k) for k in texts)
     out.append(f"<tr>{cells}<td>{_tag('strong', verdict)}</td></tr>")
-  return [*out, "</tbody></table>", _tag("p", _CLAIMS), "<h2>Cells</h2>"]
+  return [*out, "</tbody></table>", _tag("p", caption), "<h2>Cells</h2>"]
 
 
 def _html(head, tested, table, pictures, grids, score, settings):

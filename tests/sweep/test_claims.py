@@ -123,6 +123,28 @@ def test_claims_without_their_cells_are_left_out():
   assert verdicts(make_sweep()[:7])["Recall falls from w = 0 to the greatest w"]
 
 
+def test_a_seed_under_way_is_compared_by_what_all_seeds_have():
+  """Its greatest w is not another one, nor is a shorter frontier compared."""
+  cells = make_sweep()
+  part = [c for c in cells if c["seed"] < 2 or c["w"] <= 1]
+  whole, rest = (
+    {
+      claim.text: claim.values
+      for claim in claims.test(some, "fd", "is", **LIMITS)
+    }
+    for some in ([c for c in cells if c["w"] <= 1], part)
+  )
+  assert rest == whole
+
+
+def test_w_below_zero_is_not_taken_for_zero():
+  cells = make_sweep()
+  below = [make_cell(seed, 0.1, 16, 0.0, factor=99.0) for seed in (0, 1, 2)]
+  cells += [cell | {"w": -1.0} for cell in below]
+  name = "The greatest w is worse in distance than w = 0"
+  assert verdicts(cells)[name] == claims.HOLDS
+
+
 def test_the_interval_is_students():
   claim = claims.Claim("", "", "", (1.0, 2.0, 4.0), neutral=1.0)
   low, mean, high = claim.interval(0.95)
