@@ -19,6 +19,7 @@ network, Debian's package has the files:
 """
 
 from configs import base
+from configs import embedded
 
 
 def get_config(size="gpu"):
@@ -62,27 +63,14 @@ def _gpu(config):
 def _cpu(config):
   config.data.image_size = 14
   config.data.crop = 28
-  config.data.threads = 2
-  config.model.model_channels = 32
-  config.model.channel_mult = (1, 2)
-  config.model.num_res_blocks = 1
-  config.model.attention_resolutions = (7,)
-  config.model.num_head_channels = 0
-  config.model.dropout = 0.0
-  config.model.dtype = "float32"
-  config.optim.learning_rate = 2e-3
-  config.optim.b2 = 0.99
-  config.optim.warmup_steps = 20
+  embedded.as_small(config)
   config.optim.decay_steps = 4_000
   config.optim.ema_decay = 0.998
-  config.train.batch_size = 64
   config.train.steps = 4_000
   config.train.checkpoint_every = 500
   config.train.sample_every = 1_000
   config.sampling.T = 32
   config.sampling.num_samples = 2_000
-  config.sampling.batch_size = 125
-  config.sampling.chunk_size = 500
 
 
 def _fast(config):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cfgd import diffusion
-from cfgd.sweep import claims
+from cfgd.sweep import verdicts
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -302,8 +302,8 @@ def test_verdicts_of_the_readme_are_those_of_the_results():
     return {row[1]: row[-2] for row in cells if len(row) > 3}
 
   ours, all_of_them = rows(ROOT / "README.md"), rows(ROOT / "docs/results.md")
-  verdicts = (claims.HOLDS, claims.FAILS, claims.OPEN)
-  shown = {text: v for text, v in ours.items() if v in verdicts}
+  known = (verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN)
+  shown = {text: v for text, v in ours.items() if v in known}
   assert len(shown) > 10
   for text, verdict in shown.items():
     assert all_of_them[text] == verdict, text
@@ -320,9 +320,9 @@ def test_the_results_have_a_spread_with_every_verdict():
     _, low, high = map(float, re.findall(r"-?[\d.]+(?:e[-+]\d+)?", interval))
     bounds = re.findall(r"(?:above|from|to) (-?[\d.]+)", wanted.split("; ")[-1])
     least, most = (*map(float, bounds), float("inf"))[:2]
-    expected = claims.OPEN
+    expected = verdicts.OPEN
     if least < low and high < most:
-      expected = claims.HOLDS
+      expected = verdicts.HOLDS
     elif high <= least or most <= low:
-      expected = claims.FAILS
+      expected = verdicts.FAILS
     assert verdict.strip(" |") == expected, (interval, wanted)

@@ -33,7 +33,7 @@ ALLOWED = {
   "metrics.neighbours": set(),
   "sweep.grid": set(),
   "sweep.paper": set(),
-  "sweep.claims": set(),
+  "sweep.verdicts": set(),
   "sweep.seeds": set(),
   # L1
   "validation": {"config", "diffusion"},
@@ -57,6 +57,7 @@ ALLOWED = {
   "data.sources": {"data.images", "data.embedded", "data.catalog"},
   "data.pipeline": {"data.sources", "data.images", "distributed"},
   "sweep.plots": {"sweep.paper"},
+  "sweep.claims": {"sweep.verdicts"},
   "sweep.report": {
     *("sweep.claims", "sweep.paper", "sweep.plots", "sweep.seeds"),
   },
