@@ -1,15 +1,17 @@
-"""Options of the XLA compiler that this project sets: all of them are here."""
+"""What this project tells the XLA compiler: options, and what to keep."""
 
 import importlib.metadata
 import importlib.util
 import os
+
+import jax
 
 # Measured in docs/performance.md, on two x86 cores.
 _CPU = {
   # XLA's own weight gradients of convolutions at 32x32 are four times as fast
   # as YNNPACK's; other products and sums stay with YNNPACK.
   "--xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",
-  # Barriers hold until code is generated, so that `models.blocks.settle` works.
+  # Barriers hold until code is generated, so that `settle` works.
   "--xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
@@ -26,6 +28,24 @@ def set_options():
   there = {flag.split("=")[0] for flag in flags}
   flags += [f"{k}={v}" for k, v in _CPU.items() if k not in there]
   os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def settle(tree):
+  """Have XLA compute arrays, and in a backward pass their gradients, once.
+
+  XLA's CPU compiler copies cheap producers into each of their consumers. Along
+  a chain of residual sums the copies grow with the depth, and what is known per
+  channel is computed per pixel. Other compilers decide that better themselves.
+
+  Args:
+    tree: arrays.
+
+  Returns:
+    The same arrays; nothing that needs one is computed before all are there.
+  """
+  if jax.default_backend() != "cpu":
+    return tree
+  return jax.lax.optimization_barrier(tree)
 
 
 def _on_cpu():

@@ -59,6 +59,6 @@ def test_what_settles_is_computed_once():
     compiled = jax.jit(gradient).lower(*arguments).compile()
     return compiled.cost_analysis()["flops"], compiled(*arguments)
 
-  (settled, one), (plain, other) = chain(blocks.settle), chain(lambda x: x)
+  (settled, one), (plain, other) = chain(xla.settle), chain(lambda x: x)
   jax.tree.map(np.testing.assert_allclose, one, other)
   assert settled < plain

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cfgd import xla
+
 # PyTorch's default for Conv2d and Linear, U(+-1/sqrt(fan_in)), which ADM keeps.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _NUM_GROUPS = 32
@@ -78,19 +80,6 @@ def downsample(x):
   return x.mean(axis=(2, 4))
 
 
-def settle(x):
-  """Have XLA compute x, and in the backward pass its gradient, once.
-
-  XLA's CPU compiler copies cheap producers into each of their consumers. Along
-  a chain of residual sums the copies grow with the depth: a block's gradient
-  was computed anew, from the end of the network on, for each of its four uses.
-  Other compilers decide that better themselves.
-  """
-  if jax.default_backend() != "cpu":
-    return x
-  return jax.lax.optimization_barrier(x)
-
-
 _RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
 
 
@@ -127,6 +116,7 @@ class GroupNorm(nn.Module):
     b = bias - mean * a
     if film_scale is not None:
       a, b = a * (1.0 + film_scale), b * (1.0 + film_scale) + film_shift
+    a, b = xla.settle((a, b))  # and not anew for each pixel
     return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
 
   def _moments(self, x):
@@ -138,8 +128,10 @@ class GroupNorm(nn.Module):
     # where a channel's mean is far from zero.
     origin = jax.lax.stop_gradient(x[:, :1, :1])
     offset = x - origin
-    offset_mean = offset.mean(axis=(1, 2))  # [B, C]
-    inside = jnp.square(offset).mean(axis=(1, 2)) - jnp.square(offset_mean)
+    offset_mean, offset_square = xla.settle(
+      (offset.mean(axis=(1, 2)), jnp.square(offset).mean(axis=(1, 2)))
+    )  # [B, C] each
+    inside = offset_square - jnp.square(offset_mean)
     channel_mean = (offset_mean + origin[:, 0, 0]).reshape(grouped)
     mean = channel_mean.mean(axis=-1, keepdims=True)  # [B, G, 1]
     # Variance inside the channels plus variance between them.
@@ -214,7 +206,7 @@ class ResBlock(nn.Module):
     if x.shape[-1] != self.features:
       x = conv(self.features, 1, "skip_connection", self.dtype)(x)
     assert h.shape == x.shape, (h.shape, x.shape)
-    return settle(x + h)
+    return xla.settle(x + h)
 
 
 def attention_implementation(platform, capability, dtype, head_width):
@@ -231,7 +223,8 @@ def attention_implementation(platform, capability, dtype, head_width):
     head_width: channels of one head.
 
   Returns:
-    `implementation` of jax.nn.dot_product_attention: "cudnn", or None for XLA.
+    `implementation` of jax.nn.dot_product_attention: "cudnn", or None where
+    `_attend_by_xla` does it.
   """
   try:
     major = int(str(capability).split(".")[0])
@@ -254,7 +247,29 @@ def _attend(q, k, v):
     q.dtype,
     q.shape[-1],
   )
+  if implementation is None:
+    return _attend_by_xla(q, k, v)
   return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
+def _attend_by_xla(q, k, v):
+  """Attend as `_attend` does, with as little done per pair of tokens as can be.
+
+  The softmax is divided after the product with v: a division per token, and in
+  the backward pass no sum over pairs.
+  """
+  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, heads, tokens, width]
+  logits = _matmul(q * q.shape[-1] ** -0.5, k.swapaxes(2, 3))
+  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  weights = jnp.exp(logits - largest)  # [B, heads, tokens, tokens]
+  total = weights.sum(axis=-1, keepdims=True)
+  out = _matmul(weights.astype(v.dtype), v) / total
+  return out.astype(v.dtype).swapaxes(1, 2)
+
+
+def _matmul(a, b):
+  """Multiply [..., M, K] and [..., K, N] to float32."""
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 class AttentionBlock(nn.Module):
@@ -279,15 +294,13 @@ class AttentionBlock(nn.Module):
     head = channels // self.num_heads
     h = GroupNorm(self.dtype, name="norm")(x)
     qkv = dense(3 * channels, "qkv", self.dtype)(h)
-    if self.new_order:
-      qkv = qkv.reshape(batch, height * width, 3, self.num_heads, head)
-      q, k, v = (qkv[:, :, i] for i in range(3))
-    else:
-      qkv = qkv.reshape(batch, height * width, self.num_heads, 3, head)
-      q, k, v = (qkv[:, :, :, i] for i in range(3))
+    tokens = (batch, height * width, self.num_heads, head)
+    if not self.new_order:
+      qkv = qkv.reshape(*tokens[:-1], 3 * head)
+    q, k, v = (part.reshape(tokens) for part in jnp.split(qkv, 3, axis=-1))
     h = _attend(q, k, v)  # [B, HW, heads, head]
     h = h.reshape(batch, height, width, channels)
-    return settle(x + dense(channels, "proj_out", self.dtype, zero=True)(h))
+    return xla.settle(x + dense(channels, "proj_out", self.dtype, zero=True)(h))
 
 
 class AttentionPool(nn.Module):

@@ -60,6 +60,40 @@ def test_cudnn_where_it_can(platform, capability, dtype, width, implementation):
   assert actual == implementation
 
 
+def definition(q, k, v):
+  weights = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) / 4.0)
+  return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+
+
+def attention_and_gradients(attend, size):
+  rng = np.random.default_rng(0)
+  q, k, v, cotangent = rng.standard_normal((4, 2, 12, 2, 16))
+  arrays = (size * q, size * k, v, cotangent)
+  if not jax.config.jax_enable_x64:
+    arrays = [np.float32(array) for array in arrays]
+  out, pull_back = jax.vjp(attend, *map(jnp.asarray, arrays[:3]))
+  results = [out, *pull_back(jnp.asarray(arrays[3]))]
+  return [np.asarray(array) for array in results]
+
+
+# Saturated weights leave gradients that are differences of larger numbers.
+@pytest.mark.parametrize(("size", "tolerance"), [(1.0, 1e-6), (5.0, 1e-5)])
+def test_attention_is_the_definition(size, tolerance):
+  with jax.enable_x64(True):
+    desired = attention_and_gradients(definition, size)
+  actual = attention_and_gradients(blocks._attend_by_xla, size)
+  for one, other in zip(actual, desired, strict=True):
+    assert one.dtype == jnp.float32
+    assert np.linalg.norm(one - other) < tolerance * np.linalg.norm(other)
+
+
+def test_attention_bears_large_logits():
+  desired = attention_and_gradients(definition, 1e3)
+  actual = attention_and_gradients(blocks._attend_by_xla, 1e3)
+  np.testing.assert_allclose(actual[0], desired[0], rtol=1e-6)
+  assert all(np.isfinite(array).all() for array in actual)
+
+
 @pytest.mark.parametrize("implementation", [None, "cudnn"])
 def test_attention_is_computed_by_what_was_chosen(monkeypatch, implementation):
   # cuDNN itself needs a GPU: here only that it would be asked.
@@ -70,6 +104,11 @@ def test_attention_is_computed_by_what_was_chosen(monkeypatch, implementation):
     return q
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+  monkeypatch.setattr(
+    blocks,
+    "_attend_by_xla",
+    lambda q, k, v: attention(q, k, v, implementation=None),
+  )
   monkeypatch.setattr(
     blocks, "attention_implementation", lambda *_: implementation
   )
