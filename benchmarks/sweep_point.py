@@ -2,11 +2,12 @@
 
   python -m benchmarks.sweep_point --config=sweep_embedded --json=FILE
 
-One point, as `experiments.sweep` runs it: samples made and stored, scored, the
-cell written and the report. Beside it the bare compiled sampler on as many
-images. They take turns; what counts is the median of the overheads. Then a
-sweep over 41 values of w at one T counts what is really compiled: more than one
-compilation of the sampler is a failure, exit code 1.
+Points, as `experiments.sweep` runs them: samples made and stored, scored, the
+cells written and the report, which a sweep draws at its end and once a minute.
+Beside them the bare compiled sampler on as many images. They take turns; what
+counts is the median of the overheads. Then a sweep over 41 values of w at one T
+counts what is really compiled: more than one compilation of the sampler is a
+failure, exit code 1.
 
 The model is trained for --train_steps only: how good it is changes no timing.
 """
@@ -61,24 +62,28 @@ def one_axis(config, ws, num_steps):
   return config
 
 
-def point(config, workdir, w, num_steps):
-  """Run one point; return the seconds of its parts.
+def points(config, workdir, ws, num_steps):
+  """Run a sweep over some w; return the seconds of its parts, per point.
 
   What is sampled and scored here is found by the sweep, which is left with the
-  rest: looking for both, the cell's files, the report.
+  rest: looking for both, the cells' files, the report.
   """
-  cell = config_lib.cell_config(config, p_uncond=_P_UNCOND, w=w, T=num_steps)
-  cell.metrics.feature_dir = str(workdir / "feature_net")
   run_dir = workdir / "runs" / f"p{_P_UNCOND:g}"
-  times = [time.perf_counter()]
-  samples = generate.generate(cell, run_dir)
-  times.append(time.perf_counter())
-  evaluate.evaluate(cell, run_dir, samples)
-  times.append(time.perf_counter())
-  runner.sweep(one_axis(config, [w], num_steps), workdir)
-  times.append(time.perf_counter())
+  seconds = np.zeros(3)
+  for w in ws:
+    cell = config_lib.cell_config(config, p_uncond=_P_UNCOND, w=w, T=num_steps)
+    cell.metrics.feature_dir = str(workdir / "feature_net")
+    times = [time.perf_counter()]
+    samples = generate.generate(cell, run_dir)
+    times.append(time.perf_counter())
+    evaluate.evaluate(cell, run_dir, samples)
+    times.append(time.perf_counter())
+    seconds[:2] += np.diff(times)
+  start = time.perf_counter()
+  runner.sweep(one_axis(config, ws, num_steps), workdir)
+  seconds[2] = time.perf_counter() - start
   names = ("generate_and_store", "evaluate", "cell_and_report")
-  return dict(zip(names, np.diff(times).tolist(), strict=True))
+  return dict(zip(names, (seconds / len(ws)).tolist(), strict=True))
 
 
 def bare(config, num_steps):
@@ -107,7 +112,7 @@ def bare(config, num_steps):
 
 
 def compare(config, workdir, options):
-  """Time a point and its evaluations alone, in turns.
+  """Time points and their evaluations alone, in turns.
 
   Returns:
     Dict of seconds, shares in percent of the evaluations, and the program's.
@@ -119,8 +124,10 @@ def compare(config, workdir, options):
   runner.sweep(one_axis(config, [0.29], options.T), workdir)
   rounds = []
   for number in range(options.repeats):
-    alone = machine.timed(call, 1)[0]
-    parts = point(config, workdir, 0.3 + 0.01 * number, options.T)
+    alone = sum(machine.timed(call, options.points)) / options.points
+    first = number * options.points
+    ws = [round(0.3 + 0.001 * (first + i), 3) for i in range(options.points)]
+    parts = points(config, workdir, ws, options.T)
     rounds.append(parts | {"evaluations_alone": alone})
     print(", ".join(f"{k} {v:.2f} s" for k, v in rounds[-1].items()))
   seconds = {key: [row[key] for row in rounds] for key in rounds[0]}
@@ -164,6 +171,7 @@ def _parse(argv):
   machine.add_config_arguments(parser, "sweep_embedded")
   parser.add_argument("--T", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--points", type=int, default=3, help="of each repeat")
   parser.add_argument("--train-steps", type=int, default=2)
   parser.add_argument(
     "--count-images", type=int, default=20, help="of each w that is counted"
