@@ -122,7 +122,8 @@ def second_network(config):
 def sampling_choices(config):
   """Return the fields of `sampling.sampler.Choices` that a config has."""
   sampling = config.sampling
-  names = ("sampler", "guidance", "threshold", "w_schedule", "classifier_form")
+  names = ("sampler", "guidance", "w_schedule", "v_from", "threshold")
+  names += ("classifier_form",)
   choices = {name: sampling[name] for name in names}
   return choices | {"rescale": sampling.rescale > 0}
 

@@ -20,8 +20,8 @@ classifier's guidance:
 
   DenoiseFn  (z, logsnr [B], label [B]) -> Prediction(eps, v)
   guidance   DenoiseFn -> DenoiseFn
-  step       (denoise, keys [B], z, logsnr_from, logsnr_to, label) -> z
-  threshold  x -> x, applied to every predicted x
+  predict    (z, logsnr [], label [B]) -> (x, v), guided and thresholded
+  step       (keys [B], z, x, v, logsnr_from [], logsnr_to []) -> z
   log_prob   (z, logsnr [B], label [B]) -> [B] log p(c | z_lambda)
   log_probs  (z, logsnr [B]) -> [B, K], of every class
 
@@ -337,6 +337,34 @@ def extrapolate(eps, eps_other, w):
   return (1.0 + w) * eps - w * eps_other
 
 
+def guide_away(denoise, other, w, *, combine=extrapolate):
+  """Guide by (1 + w) eps - w eps_other, one model after the other.
+
+  Args:
+    denoise: DenoiseFn.
+    other: DenoiseFn to guide away from.
+    w: guidance strength, scalar or [B], may be traced; at w = 0 `other` is not
+      evaluated.
+    combine: (eps, eps_other, w) -> guided eps: eq. 6, or another rule such as
+      `guidance.rescaled`. At w = 0 it is given eps twice.
+
+  Returns:
+    The guided DenoiseFn. The `v` of `denoise` is passed on.
+  """
+  w = jnp.asarray(w)
+
+  def guided(z, logsnr, label):
+    prediction = denoise(z, logsnr, label)
+    eps_other = jax.lax.cond(
+      jnp.any(w != 0),
+      lambda: other(z, logsnr, label).eps,
+      lambda: prediction.eps,
+    )
+    return prediction._replace(eps=combine(prediction.eps, eps_other, w))
+
+  return guided
+
+
 def classifier_free_guidance(
   denoise, w, *, null_label, two_passes, combine=extrapolate
 ):
@@ -348,42 +376,35 @@ def classifier_free_guidance(
       the conditional model and makes no null pass, w = -1 the unconditional
       one. The other convention is s = 1 + w.
     null_label: the label of the unconditional model.
-    two_passes: evaluate the two branches one after the other and not as one
-      forward of 2B: the same numbers, whichever the platform runs faster.
-    combine: (eps(z, c), eps(z), w) -> guided eps: eq. 6, or another rule such
-      as `guidance.rescaled`. At w = 0 it is given eps(z, c) twice.
+    two_passes: evaluate eps(z, c) and eps(z) one after the other and not as
+      one forward of 2B: the same numbers, whichever the platform runs faster.
+    combine: see `guide_away`.
 
   Returns:
     The guided DenoiseFn. The conditional branch's `v` is passed on.
   """
+  if two_passes:
+    null = unconditional(denoise, null_label=null_label)
+    return guide_away(denoise, null, w, combine=combine)
   w = jnp.asarray(w)
 
-  def conditional(z, logsnr, label):
-    prediction = denoise(z, logsnr, label)
-    return prediction, prediction.eps
-
-  def two(z, logsnr, label):
-    eps_null = denoise(z, logsnr, jnp.full_like(label, null_label)).eps
-    return denoise(z, logsnr, label), eps_null
-
-  def one(z, logsnr, label):
-    both = denoise(
+  def both(z, logsnr, label):
+    predictions = denoise(
       jnp.concatenate([z, z]),
       jnp.concatenate([logsnr, logsnr]),
       jnp.concatenate([label, jnp.full_like(label, null_label)]),
     )
     size = z.shape[0]
-    prediction = jax.tree.map(lambda array: array[:size], both)
-    return prediction, both.eps[size:]
+    conditional = jax.tree.map(lambda array: array[:size], predictions)
+    return conditional, predictions.eps[size:]
+
+  def conditional_alone(z, logsnr, label):
+    prediction = denoise(z, logsnr, label)
+    return prediction, prediction.eps
 
   def guided(z, logsnr, label):
     prediction, eps_null = jax.lax.cond(
-      jnp.any(w != 0),
-      two if two_passes else one,
-      conditional,
-      z,
-      logsnr,
-      label,
+      *(jnp.any(w != 0), both, conditional_alone), z, logsnr, label
     )
     return prediction._replace(eps=combine(prediction.eps, eps_null, w))
 
@@ -499,6 +520,15 @@ def scale_score(denoise, scale):
   return scaled
 
 
+def without_own_v(denoise):
+  """Make a DenoiseFn without the v that its network predicts."""
+
+  def denoise_eps(z, logsnr, label):
+    return Prediction(denoise(z, logsnr, label).eps)
+
+  return denoise_eps
+
+
 # Sampling: Algorithm 2.
 
 
@@ -512,75 +542,59 @@ def no_threshold(x):
   return x
 
 
-def predict_x(denoise, z, logsnr, label, *, threshold):
-  """Return (x, v): Algorithm 2, lines 3 and 4, at one log-SNR for all.
-
-  Args:
-    denoise: DenoiseFn.
-    z: [B, ...] noisy images.
-    logsnr: scalar lambda of z.
-    label: [B] int class.
-    threshold: x -> x.
-
-  Returns:
-    Predicted x [B, ...] and the prediction's v or None.
-  """
-  prediction = denoise(z, jnp.full(z.shape[:1], logsnr, z.dtype), label)
-  return threshold(x_from_eps(z, prediction.eps, logsnr)), prediction.v
-
-
-def reverse_distribution(
-  denoise, z, logsnr_from, logsnr_to, label, *, v, threshold
-):
-  """Return p(z_lambda' | z_lambda), Algorithm 2, lines 3 to 5, eq. 4.
+def predictor(denoise, *, threshold, v):
+  """Make the predict of a sampler, Algorithm 2, lines 3 and 4.
 
   Args:
     denoise: DenoiseFn, guided or not.
-    z: [B, ...] at logsnr_from.
-    logsnr_from: scalar lambda.
-    logsnr_to: scalar lambda' > lambda.
-    label: [B] int class.
-    v: variance interpolation where the prediction has none of its own.
-    threshold: x -> x.
+    threshold: x -> x, applied to every predicted x.
+    v: variance interpolation where the network predicts none of its own.
 
   Returns:
-    (mean, log variance): [B, ...]; the variance a scalar with the constant v.
+    (z [B, ...], logsnr [], label [B]) -> (x [B, ...], v): the predicted clean
+    images, and the network's v [B, ...] or the constant.
   """
-  x, own_v = predict_x(denoise, z, logsnr_from, label, threshold=threshold)
+
+  def predict(z, logsnr, label):
+    eps, own_v = denoise(z, jnp.full(z.shape[:1], logsnr, z.dtype), label)
+    x = threshold(x_from_eps(z, eps, logsnr))
+    return x, v if own_v is None else own_v
+
+  return predict
+
+
+def reverse_distribution(z, x, v, *, logsnr_from, logsnr_to):
+  """Return p(z_lambda' | z_lambda): q(z_lambda' | z_lambda, x) with eq. 4.
+
+  Args:
+    z: [B, ...] at logsnr_from.
+    x: [B, ...] predicted from it.
+    v: variance interpolation, scalar or [B, ...].
+    logsnr_from: scalar lambda.
+    logsnr_to: scalar lambda' > lambda.
+
+  Returns:
+    (mean, log variance): [B, ...]; the variance is of v's shape.
+  """
   coefficient_z, coefficient_x, _ = posterior(
     logsnr_from=logsnr_from, logsnr_to=logsnr_to
   )
   log_variance = reverse_log_variance(
-    logsnr_from=logsnr_from,
-    logsnr_to=logsnr_to,
-    v=v if own_v is None else own_v,
+    logsnr_from=logsnr_from, logsnr_to=logsnr_to, v=v
   )
   return coefficient_z * z + coefficient_x * x, log_variance
 
 
-def ancestral_step(
-  denoise,
-  keys,
-  z,
-  logsnr_from,
-  logsnr_to,
-  label,
-  *,
-  v,
-  threshold,
-  noise_scale=1.0,
-):
+def ancestral_step(keys, z, x, v, logsnr_from, logsnr_to, *, noise_scale=1.0):
   """Draw z_lambda' from the reverse process, Algorithm 2, line 5.
 
   Args:
-    denoise: DenoiseFn, guided or not.
     keys: [B] random keys of this step.
     z: see `reverse_distribution` for this and the rest.
+    x: [B, ...] predicted from z.
+    v: variance interpolation.
     logsnr_from: scalar lambda.
     logsnr_to: scalar lambda' > lambda.
-    label: [B] int class.
-    v: variance interpolation where the prediction has none of its own.
-    threshold: x -> x.
     noise_scale: multiplies the standard deviation, may be traced. 1 is
       Algorithm 2; less is the low temperature that the introduction calls
       ineffective.
@@ -589,24 +603,14 @@ def ancestral_step(
     z at logsnr_to.
   """
   mean, log_variance = reverse_distribution(
-    denoise, z, logsnr_from, logsnr_to, label, v=v, threshold=threshold
+    z, x, v, logsnr_from=logsnr_from, logsnr_to=logsnr_to
   )
   std = noise_scale * jnp.exp(0.5 * log_variance)
   return mean + std * normal(keys, z.shape[1:])
 
 
 def classifier_ancestral_step(
-  denoise,
-  keys,
-  z,
-  logsnr_from,
-  logsnr_to,
-  label,
-  *,
-  log_prob,
-  w,
-  v,
-  threshold,
+  keys, z, x, v, logsnr_from, logsnr_to, *, log_prob, label, w
 ):
   """Draw z_lambda' with the mean moved by w Sigma grad log p(c | z).
 
@@ -617,22 +621,22 @@ def classifier_ancestral_step(
   `classifier_guidance`.
 
   Args:
-    denoise: DenoiseFn. Of an unconditional one, w + 1 takes the place of w.
     keys: [B] random keys of this step.
-    z: see `reverse_distribution` for this and the rest.
+    z: see `ancestral_step` for this and the next four.
+    x: predicted from z by a conditional model; by an unconditional one, w + 1
+      takes the place of w.
+    v: variance interpolation.
     logsnr_from: scalar lambda.
     logsnr_to: scalar lambda' > lambda.
-    label: [B] int class.
     log_prob: (z, logsnr [B], label [B]) -> [B].
+    label: [B] int class.
     w: guidance strength, see `classifier_guidance`.
-    v: variance interpolation where the prediction has none of its own.
-    threshold: x -> x.
 
   Returns:
     z at logsnr_to.
   """
   mean, log_variance = reverse_distribution(
-    denoise, z, logsnr_from, logsnr_to, label, v=v, threshold=threshold
+    z, x, v, logsnr_from=logsnr_from, logsnr_to=logsnr_to
   )
   logsnr = jnp.full(z.shape[:1], logsnr_from, z.dtype)
   shift = _classifier_shift(log_prob, w, z, logsnr, label)
@@ -640,57 +644,64 @@ def classifier_ancestral_step(
   return mean + jnp.exp(log_variance) * shift + noise
 
 
-def ddim_step(denoise, keys, z, logsnr_from, logsnr_to, label, *, threshold):
+def ddim_step(keys, z, x, v, logsnr_from, logsnr_to):
   """Move z along the deterministic path of DDIM, arXiv:2010.02502 eq. 12.
 
   The noise direction is the one that belongs to the thresholded x. Arguments as
-  for `ancestral_step`; keys are not used.
+  for `ancestral_step`; keys and v are not used.
 
   Returns:
     z at logsnr_to.
   """
-  del keys
-  x, _ = predict_x(denoise, z, logsnr_from, label, threshold=threshold)
+  del keys, v
   alpha_from, sigma_from = alpha_sigma(logsnr_from)
   alpha_to, sigma_to = alpha_sigma(logsnr_to)
   return alpha_to * x + (sigma_to / sigma_from) * (z - alpha_from * x)
 
 
-# What configs may name; a step is given those settings that it has.
+# What configs may name; keyword parameters are settings of the same name.
 STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
 
 
-def sample(step, denoise, keys, label, *, shape, logsnrs, threshold):
+def sample(step, predict, keys, label, *, shape, logsnrs):
   """Run a sampler from noise to data, Algorithm 2.
 
   T network evaluations at lambda_1 .. lambda_T, T - 1 transitions; the sample
-  is the predicted x at lambda_T (line 5). The noise of an image depends on its
-  key and the number of the step alone: fold 0 starts it, fold k drives
-  transition k.
+  is the predicted x at lambda_T. The noise of an image depends on its key and
+  the number of the step alone: fold 0 starts it, fold t drives transition t.
 
   Args:
-    step: step function, such as `ancestral_step` with v and threshold bound.
-    denoise: DenoiseFn, guided or not.
+    step: step function, such as `ancestral_step`.
+    predict: of `predictor`.
     keys: [B] random keys, one per image.
     label: [B] int class.
     shape: shape of one image.
     logsnrs: [T] increasing log-SNR, may be traced; see `logsnr_grid`.
-    threshold: x -> x of the last prediction.
 
   Returns:
     [B, *shape] samples.
   """
+  num_steps = logsnrs.shape[0]
 
-  def body(z, transition_k):
-    k, logsnr_from, logsnr_to = transition_k
-    z = step(denoise, fold_in(keys, k), z, logsnr_from, logsnr_to, label)
+  def body(z, inputs):
+    t, logsnr, logsnr_next = inputs
+    x, v = predict(z, logsnr, label)
+    # Line 5: the last x is the sample. Taken here and not behind the loop, it
+    # spares the compiled program a second copy of the network.
+    z = jax.lax.cond(
+      t < num_steps,
+      lambda: step(fold_in(keys, t), z, x, v, logsnr, logsnr_next),
+      lambda: x,
+    )
     return z, None
 
+  # Nothing follows lambda_T; what stands in its next one's place is not used.
+  logsnrs_next = jnp.append(logsnrs[1:], logsnrs[-1])
   z = normal(fold_in(keys, 0), shape)
-  steps = jnp.arange(1, logsnrs.shape[0])
-  z, _ = jax.lax.scan(body, z, (steps, logsnrs[:-1], logsnrs[1:]))
-  x, _ = predict_x(denoise, z, logsnrs[-1], label, threshold=threshold)
-  return x
+  z, _ = jax.lax.scan(
+    body, z, (jnp.arange(1, num_steps + 1), logsnrs, logsnrs_next)
+  )
+  return z
 
 
 def image_keys(seed, index):

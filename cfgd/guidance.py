@@ -19,7 +19,6 @@ Every guidance skips its second model or classifier on device where w is 0 for
 the whole batch, and so outside of the interval.
 """
 
-import jax
 import jax.numpy as jnp
 
 from cfgd import diffusion
@@ -119,25 +118,13 @@ def autoguidance(denoise, weak, w, *, combine=diffusion.extrapolate):
   Args:
     denoise: DenoiseFn.
     weak: DenoiseFn.
-    w: guidance strength, scalar or [B], may be traced; at w = 0 `weak` is not
-      evaluated.
-    combine: see `diffusion.classifier_free_guidance`.
+    w: guidance strength, see `diffusion.guide_away`.
+    combine: see there.
 
   Returns:
     The guided DenoiseFn. The first model's `v` is passed on.
   """
-  w = jnp.asarray(w)
-
-  def guided(z, logsnr, label):
-    prediction = denoise(z, logsnr, label)
-    eps_weak = jax.lax.cond(
-      jnp.any(w != 0),
-      lambda: weak(z, logsnr, label).eps,
-      lambda: prediction.eps,
-    )
-    return prediction._replace(eps=combine(prediction.eps, eps_weak, w))
-
-  return guided
+  return diffusion.guide_away(denoise, weak, w, combine=combine)
 
 
 def rescaled(eps, eps_other, w, *, phi):

@@ -202,18 +202,13 @@ def sample(mixture, seed, label, w, logsnrs, v, *, sampler, guidance):
       exact, diffusion.log_prob_of_label(log_probs(mixture)), w
     ),
   }[guidance]
-  step = {
-    "ancestral": functools.partial(diffusion.ancestral_step, v=v),
-    "ddim": diffusion.ddim_step,
-  }[sampler]
   x = diffusion.sample(
-    functools.partial(step, threshold=diffusion.no_threshold),
-    denoise,
+    diffusion.STEPS[sampler],
+    diffusion.predictor(denoise, threshold=diffusion.no_threshold, v=v),
     diffusion.image_keys(seed, jnp.arange(len(label))),
     label,
     shape=_SHAPE,
     logsnrs=logsnrs,
-    threshold=diffusion.no_threshold,
   )
   return x.reshape(len(label), -1)
 

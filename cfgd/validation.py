@@ -16,9 +16,12 @@ TASKS = ("diffusion", "classifier")
 SAMPLERS = tuple(diffusion.STEPS)
 THRESHOLDS = ("clip", "dynamic", "none")
 WEIGHTS = ("constant", "linear", "cosine")
+V_FROM = ("own", "config")
 CLASSIFIER_FORMS = ("eps", "mean")
 _BY_NULL = ("cfg", "classifier_null", "cfg+classifier")
 GUIDANCES = ("none", "cfg", "auto", *config_lib.GUIDED_BY_CLASSIFIER)
+# `diffusion.marginal` makes a forward pass per class.
+_MARGINAL_CLASSES = 100
 _DECAYS = ("cosine", "linear")
 # By what samples are scored: Inception, or own:NAME, see `own_network`.
 _OWN_NETWORK = re.compile(r"own:([a-z0-9_]+)")
@@ -252,6 +255,7 @@ def validate_sampling(config):
   _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
   _validate_guidance(config)
   _between(config, "sampling.v", 0, 1)
+  _one_of(config, "sampling.v_from", V_FROM)
   _positive(
     config,
     "sampling.num_samples",
@@ -320,6 +324,15 @@ def _validate_guidance(config):
       sampling[field],
       "must be a number of at least 0",
     )
+  _require(
+    sampling.guidance != "marginal"
+    or config.data.num_classes <= _MARGINAL_CLASSES,
+    "sampling.guidance",
+    sampling.guidance,
+    "makes a forward pass per class at every step, for at most "
+    f"{_MARGINAL_CLASSES} classes; with data.num_classes="
+    f"{config.data.num_classes} use 'cfg', which needs a null label",
+  )
   _validate_w(sampling, config.diffusion.p_uncond)
   _validate_combinations(sampling)
 

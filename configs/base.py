@@ -120,8 +120,8 @@ def get_config():
         # cfg: classifier-free. classifier: by the gradient of a noisy
         # classifier; classifier_null: that on the unconditional model, with
         # w + 1; cfg+classifier: both. marginal: cfg, with the classes' mean
-        # in the null label's place (few classes). auto: away from a weaker
-        # model. none.
+        # in the null label's place (at most 100 classes). auto: away from a
+        # weaker model. none.
         "guidance": "cfg",
         # The paper's guidance strength; the other convention is s = 1 + w.
         "w": 0.1,
@@ -137,13 +137,17 @@ def get_config():
         "second_step": -1,
         # eps, or mean: ADM's first form, which shifts the ancestral mean.
         "classifier_form": "eps",
-        # Strength of the classifier in cfg+classifier.
+        # Strength of the classifier in cfg+classifier; it follows w_schedule
+        # and interval as w does.
         "classifier_w": 0.0,
         # The introduction's low temperatures: factors of score and noise.
         "score_scale": 1.0,
         "noise_scale": 1.0,
-        # Interpolation of the reverse variance, 0 to 1.
+        # Interpolation of the reverse variance, 0 to 1; and whether a network
+        # with learned sigma uses the v that it predicts instead (own) or this
+        # constant (config).
         "v": 0.3,
+        "v_from": "own",
         # Of predicted x: clip to [-1, 1], dynamic (by a quantile), or none.
         "threshold": "clip",
         "quantile": 0.995,

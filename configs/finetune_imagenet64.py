@@ -1,7 +1,7 @@
 """Classifier-free guidance from OpenAI's conditional 64x64 model.
 
 Starts from the imported weights with a null label of zero, and trains with
-label dropout. Their learned sigma keeps its weights where only eps is trained.
+label dropout. Only eps is trained, so samples use the constant variance.
 
   python -m experiments.train --config=configs/finetune_imagenet64.py
       --config.train.init_from=IMPORTED --workdir=DIR
@@ -19,6 +19,8 @@ def get_config():
   config.train.batch_size = 256
   config.train.steps = 50_000
   config.sampling.w = 0.1
+  # The trunk is now trained for eps alone, so the variance head drifts.
+  config.sampling.v_from = "config"
   config.sweep.grids.main.p_uncond = (0.1,)
   config.sweep.grids.main.w = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
   return config

@@ -343,6 +343,10 @@ def models(chain):
   return both
 
 
+def predictor(denoise, *, threshold=diffusion.no_threshold, v=0.3):
+  return diffusion.predictor(denoise, threshold=threshold, v=v)
+
+
 def guide(models, w):
   return diffusion.classifier_free_guidance(
     models, w, null_label=NULL, two_passes=True
@@ -367,11 +371,12 @@ def moments(denoise, logsnrs, step_moments):
 
   @jax.jit
   def advance(mean, variance, logsnr_from, logsnr_to):
-    move, noise = step_moments(denoise, logsnr_from, logsnr_to, label)
+    move, noise = step_moments(predict, logsnr_from, logsnr_to, label)
     mean, slope = jax.jvp(move, (mean,), (jnp.ones_like(mean),))
     return mean, slope[0, 0] ** 2 * variance + noise
 
   label = jnp.zeros(1, jnp.int32)
+  predict = predictor(denoise)
   mean, variance = jnp.zeros((1, 2)), jnp.ones(())
   means, variances = [mean[0]], [variance]
   for logsnr_from, logsnr_to in itertools.pairwise(logsnrs):
@@ -380,9 +385,7 @@ def moments(denoise, logsnrs, step_moments):
     variances.append(variance)
 
   def last(z):
-    return diffusion.predict_x(
-      denoise, z, logsnrs[-1], label, threshold=diffusion.no_threshold
-    )[0]
+    return predict(z, logsnrs[-1], label)[0]
 
   mean, slope = jax.jvp(last, (mean,), (jnp.ones_like(mean),))
   means.append(mean[0])
@@ -391,34 +394,30 @@ def moments(denoise, logsnrs, step_moments):
 
 
 def ancestral_moments(v):
-  def step_moments(denoise, logsnr_from, logsnr_to, label):
+  def step_moments(predict, logsnr_from, logsnr_to, label):
     noise = jnp.exp(
       diffusion.reverse_log_variance(
         logsnr_from=logsnr_from, logsnr_to=logsnr_to, v=v
       )
-    )
-    silent = functools.partial(
-      diffusion.ancestral_step, v=v, threshold=diffusion.no_threshold
     )
 
     def move(z):
       # The step draws its noise from the key: taking the same draw away
       # leaves the mean.
       drawn = diffusion.normal(keys(1), (2,)) * jnp.sqrt(noise)
-      return silent(denoise, keys(1), z, logsnr_from, logsnr_to, label) - drawn
+      x, _ = predict(z, logsnr_from, label)
+      arguments = keys(1), z, x, v, logsnr_from, logsnr_to
+      return diffusion.ancestral_step(*arguments) - drawn
 
     return move, noise
 
   return step_moments
 
 
-def ddim_moments(denoise, logsnr_from, logsnr_to, label):
-  step = functools.partial(
-    diffusion.ddim_step, threshold=diffusion.no_threshold
-  )
-
+def ddim_moments(predict, logsnr_from, logsnr_to, label):
   def move(z):
-    return step(denoise, keys(1), z, logsnr_from, logsnr_to, label)
+    x, v = predict(z, logsnr_from, label)
+    return diffusion.ddim_step(keys(1), z, x, v, logsnr_from, logsnr_to)
 
   return move, 0.0
 
@@ -502,18 +501,14 @@ def test_guided_chains(chain, models, w):
 @pytest.mark.parametrize("w", [0.0, 0.5])
 def test_scan_sampler_draws_the_exact_distribution(chain, models, w):
   number = 40_000
-  step = functools.partial(
-    diffusion.ancestral_step, v=0.3, threshold=diffusion.no_threshold
-  )
   x = jax.jit(
     lambda keys, label, logsnrs: diffusion.sample(
-      step,
-      guide(models, w),
+      diffusion.ancestral_step,
+      predictor(guide(models, w)),
       keys,
       label,
       shape=(2,),
       logsnrs=logsnrs,
-      threshold=diffusion.no_threshold,
     )
   )(keys(number), jnp.zeros(number, int), diffusion.logsnr_grid(64, **RANGE))
   prefix = f"guided_w{w:g}_" if w else ""
@@ -526,34 +521,30 @@ def test_scan_sampler_draws_the_exact_distribution(chain, models, w):
 @pytest.mark.parametrize("num_steps", [2, 3, 16, 64, 256])
 def test_ddim_follows_the_reference_path(chain, num_steps):
   with jax.enable_x64(True):
-    model = gaussian_eps(chain["m"], chain["s"])
-    step = jax.jit(
-      functools.partial(
-        diffusion.ddim_step, model, threshold=diffusion.no_threshold
-      )
-    )
+    predict = predictor(gaussian_eps(chain["m"], chain["s"]))
+
+    @jax.jit
+    def step(z, logsnr_from, logsnr_to):
+      move, _ = ddim_moments(predict, logsnr_from, logsnr_to, jnp.zeros(1, int))
+      return move(z)
+
     grid = diffusion.logsnr_grid(num_steps, **RANGE)
     path = [jnp.array(chain["z1"])[None]]
     for pair in itertools.pairwise(grid):
-      path.append(step(keys(1), path[-1], *pair, jnp.zeros(1, int)))
+      path.append(step(path[-1], *pair))
     desired = chain[f"ddim_T{num_steps}_path"][:-1]
     absolute(np.concatenate(path), desired, atol=1e-9)
 
 
 def test_an_image_depends_on_its_own_key_alone(models):
-  step = functools.partial(
-    diffusion.ancestral_step, v=0.3, threshold=diffusion.no_threshold
-  )
-
   def draw(index):
     return diffusion.sample(
-      step,
-      models,
+      diffusion.ancestral_step,
+      predictor(models),
       diffusion.image_keys(7, index),
       jnp.zeros(len(index), int),
       shape=(2,),
       logsnrs=diffusion.logsnr_grid(8, **RANGE),
-      threshold=diffusion.no_threshold,
     )
 
   whole = draw(np.arange(8))
@@ -561,60 +552,80 @@ def test_an_image_depends_on_its_own_key_alone(models):
   assert len(np.unique(whole[:, 0])) == 8
 
 
+def test_transitions_lie_between_the_evaluations(models):
+  """T evaluations, T - 1 transitions; the sample is the last x."""
+  evaluated, moved = [], []
+  predict = predictor(models)
+
+  def predict_watched(z, logsnr, label):
+    jax.debug.callback(lambda *seen: evaluated.append(seen), logsnr, z)
+    return predict(z, logsnr, label)
+
+  def step(keys, z, x, v, *pair):
+    jax.debug.callback(lambda *pair: moved.append(pair), *pair)
+    return diffusion.ancestral_step(keys, z, x, v, *pair)
+
+  grid = diffusion.logsnr_grid(5, **RANGE)
+  with jax.debug_nans(True):
+    x = diffusion.sample(
+      *(step, predict_watched, keys(3), jnp.zeros(3, int)),
+      shape=(2,),
+      logsnrs=grid,
+    )
+    jax.effects_barrier()
+  by_level = sorted(evaluated, key=lambda seen: seen[0])
+  np.testing.assert_array_equal([logsnr for logsnr, _ in by_level], grid)
+  assert sorted(moved) == list(itertools.pairwise(np.asarray(grid)))
+  first, last = by_level[0][1], by_level[-1][1]
+  start = diffusion.normal(diffusion.fold_in(keys(3), 0), (2,))
+  np.testing.assert_array_equal(first, start)
+  absolute(x, predict(last, grid[-1], jnp.zeros(3, int))[0])
+
+
 def test_own_v_replaces_the_constant():
   def with_v(z, logsnr, label):
     return diffusion.Prediction(jnp.zeros_like(z), jnp.ones_like(z))
 
   def step(denoise, v):
-    return diffusion.ancestral_step(
-      denoise,
-      keys(3),
-      jnp.ones((3, 2)),
-      -1.0,
-      1.0,
-      jnp.zeros(3, int),
-      v=v,
-      threshold=diffusion.no_threshold,
-    )
+    z = jnp.ones((3, 2))
+    x, v = predictor(denoise, v=v)(z, -1.0, jnp.zeros(3, int))
+    return diffusion.ancestral_step(keys(3), z, x, v, -1.0, 1.0)
 
   large = step(lambda z, *_: diffusion.Prediction(jnp.zeros_like(z)), 1.0)
   absolute(step(with_v, 0.0), large, atol=1e-6)
+  alone = diffusion.without_own_v(with_v)
+  np.testing.assert_array_equal(step(alone, 1.0), large)
+  assert (step(alone, 0.0) != large).all()
 
 
 def test_clipping_bounds_every_sample():
   def wild(z, logsnr, label):
     return diffusion.Prediction(-50.0 * z)
 
-  for step in (
-    functools.partial(
-      diffusion.ancestral_step, v=0.3, threshold=diffusion.clip
-    ),
-    functools.partial(diffusion.ddim_step, threshold=diffusion.clip),
-  ):
+  for step in diffusion.STEPS.values():
     x = diffusion.sample(
       step,
-      wild,
+      predictor(wild, threshold=diffusion.clip),
       keys(5),
       jnp.zeros(5, int),
       shape=(3,),
       logsnrs=diffusion.logsnr_grid(16, **RANGE),
-      threshold=diffusion.clip,
     )
     assert np.isfinite(x).all()
     assert np.abs(x).max() <= 1
 
 
 def test_a_nan_is_not_hidden():
+  def broken(z, logsnr, label):
+    return diffusion.Prediction(jnp.full_like(z, jnp.nan))
+
   x = diffusion.sample(
-    functools.partial(
-      diffusion.ancestral_step, v=0.3, threshold=diffusion.clip
-    ),
-    lambda z, *_: diffusion.Prediction(jnp.full_like(z, jnp.nan)),
+    diffusion.ancestral_step,
+    predictor(broken, threshold=diffusion.clip),
     keys(2),
     jnp.zeros(2, int),
     shape=(1,),
     logsnrs=diffusion.logsnr_grid(4, **RANGE),
-    threshold=diffusion.clip,
   )
   assert np.isnan(x).all()
 

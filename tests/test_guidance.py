@@ -58,6 +58,10 @@ def free(denoise, w, **changes):
   return diffusion.classifier_free_guidance(denoise, w, **arguments)
 
 
+def predictor(denoise, threshold=diffusion.no_threshold):
+  return diffusion.predictor(denoise, threshold=threshold, v=0.3)
+
+
 def eps_of(*denoisers):
   """Return the eps of each, compiled together."""
   run = jax.jit(lambda *inputs: [one(*inputs).eps for one in denoisers])
@@ -168,8 +172,10 @@ def test_log_prob_of_labels():
   assert np.isnan(log_prob(Z, LOGSNR, null + 1)).all()
 
 
-def step_arguments(logsnr_to=0.5):
-  return KEYS, Z, -0.5, logsnr_to, LABEL
+def step_arguments(denoise, logsnr_to=0.5):
+  """Return the arguments of a step from log-SNR -0.5."""
+  x, v = predictor(denoise)(Z, -0.5, LABEL)
+  return KEYS, Z, x, v, -0.5, logsnr_to
 
 
 def reverse(logsnr_from, logsnr_to, v):
@@ -181,10 +187,14 @@ def reverse(logsnr_from, logsnr_to, v):
   return ratio * alpha_to / alpha_from, (1 - ratio) * alpha_to, variance
 
 
+shifted_step = functools.partial(
+  diffusion.classifier_ancestral_step, log_prob=LOG_PROB, label=LABEL
+)
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_mean_shift_is_w_sigma_gradient(own):
   per_pixel = np.random.default_rng(1).uniform(size=Z.shape)
-  bound = {"v": 0.3, "threshold": diffusion.no_threshold}
 
   def denoise(z, logsnr, label):
     v = jnp.float32(per_pixel) if own else None
@@ -192,11 +202,8 @@ def test_mean_shift_is_w_sigma_gradient(own):
 
   @jax.jit
   def both(w):
-    return diffusion.ancestral_step(
-      denoise, *step_arguments(), **bound
-    ), diffusion.classifier_ancestral_step(
-      denoise, *step_arguments(), log_prob=LOG_PROB, w=w, **bound
-    )
+    arguments = step_arguments(denoise)
+    return diffusion.ancestral_step(*arguments), shifted_step(*arguments, w=w)
 
   w = np.float32([0.0, 1.0, 2.0, -1.0, 0.5])
   plain, shifted = both(w)
@@ -207,18 +214,14 @@ def test_mean_shift_is_w_sigma_gradient(own):
 
 
 def test_mean_shift_is_the_eps_form_of_small_steps():
-  bound = {"v": 0.3, "threshold": diffusion.no_threshold}
+  by_eps = diffusion.classifier_guidance(EXACT, LOG_PROB, 2.0)
 
   @jax.jit
   def difference(gap):
-    arguments = step_arguments(-0.5 + gap)
-    plain = diffusion.ancestral_step(EXACT, *arguments, **bound)
-    shifted = diffusion.classifier_ancestral_step(
-      EXACT, *arguments, log_prob=LOG_PROB, w=2.0, **bound
-    )
-    guided = diffusion.ancestral_step(
-      diffusion.classifier_guidance(EXACT, LOG_PROB, 2.0), *arguments, **bound
-    )
+    arguments = step_arguments(EXACT, -0.5 + gap)
+    plain = diffusion.ancestral_step(*arguments)
+    shifted = shifted_step(*arguments, w=2.0)
+    guided = diffusion.ancestral_step(*step_arguments(by_eps, -0.5 + gap))
     return jnp.abs((shifted - plain) / (guided - plain) - 1).max()
 
   coarse, fine = difference(0.1), difference(0.01)
@@ -240,16 +243,13 @@ def test_scaled_score_is_a_power_of_the_density():
 
 def test_noise_scale_multiplies_the_noise_alone():
   step = jax.jit(
-    functools.partial(
-      *(diffusion.ancestral_step, EXACT, *step_arguments()),
-      **{"v": 0.3, "threshold": diffusion.no_threshold},
-    )
+    functools.partial(diffusion.ancestral_step, *step_arguments(EXACT))
   )
   on_z, on_x, variance = reverse(-0.5, 0.5, 0.3)
   alpha, sigma = alpha_sigma(-0.5)
   eps = reference_eps(Z, np.full(5, -0.5), LABEL)[0]
   mean = on_z * Z + on_x * (Z - sigma * eps) / alpha
-  noise = diffusion.normal(step_arguments()[0], Z.shape[1:])
+  noise = diffusion.normal(KEYS, Z.shape[1:])
   for scale in (0.0, 0.6, 1.0):
     moved = step(noise_scale=scale)
     close(moved, mean + scale * np.sqrt(variance) * noise)
@@ -373,21 +373,12 @@ class Counter:
     self.number += 1
 
 
-def sample(denoise, step, *, threshold):
-  return diffusion.sample(
-    functools.partial(step, threshold=threshold),
-    denoise,
-    KEYS,
-    LABEL,
-    shape=SHAPE,
-    logsnrs=GRID,
-    threshold=threshold,
-  )
+def sample(denoise, step, **changes):
+  predict = predictor(denoise, **changes)
+  return diffusion.sample(step, predict, KEYS, LABEL, shape=SHAPE, logsnrs=GRID)
 
 
-by_ddim = functools.partial(
-  sample, step=diffusion.ddim_step, threshold=diffusion.no_threshold
-)
+by_ddim = functools.partial(sample, step=diffusion.ddim_step)
 
 
 def with_second(name, other, w):
@@ -489,12 +480,6 @@ def reference_of(name, z, logsnr, w):
   return guided
 
 
-STEPS = {
-  "ancestral": functools.partial(diffusion.ancestral_step, v=0.3),
-  "ddim": diffusion.ddim_step,
-}
-
-
 def reference_sample(sampler, name, w, noise_scale=1.0, shift=0.0):
   """Run Algorithm 2 in float64 with the same noise."""
 
@@ -526,16 +511,16 @@ def compiled(sampler):
       guided = [make(w) for make in GUIDED.values()]
       return jax.lax.switch(index, guided, *arguments)
 
-    step = STEPS[sampler]
+    step = diffusion.STEPS[sampler]
     if sampler == "ancestral":
       step = functools.partial(step, noise_scale=noise_scale)
-    return sample(denoise, step, threshold=diffusion.no_threshold)
+    return sample(denoise, step)
 
   return run
 
 
 @pytest.mark.parametrize("name", GUIDED)
-@pytest.mark.parametrize("sampler", STEPS)
+@pytest.mark.parametrize("sampler", diffusion.STEPS)
 def test_every_sampler_with_every_guidance(sampler, name):
   run = functools.partial(compiled(sampler), list(GUIDED).index(name))
   for w, noise_scale in ((1.5, 1.0), (1.5, 0.5)):
@@ -547,14 +532,9 @@ def test_every_sampler_with_every_guidance(sampler, name):
 
 
 def test_shifted_means_with_classifier_free_guidance():
-  step = functools.partial(
-    diffusion.classifier_ancestral_step, log_prob=LOG_PROB, v=0.3
-  )
   x = jax.jit(
     lambda free_w, w: sample(
-      free(EXACT, free_w),
-      functools.partial(step, w=w),
-      threshold=diffusion.no_threshold,
+      free(EXACT, free_w), functools.partial(shifted_step, w=w)
     )
   )
   for free_w, w in ((0.0, 1.5), (0.5, 1.0), (0.5, 0.0)):
@@ -565,7 +545,8 @@ def test_shifted_means_with_classifier_free_guidance():
 def test_dynamic_threshold_bounds_the_samples():
   threshold = functools.partial(guidance.dynamic_threshold, quantile=0.9)
   wild = free(EXACT, 9.0)
-  x = jax.jit(lambda: sample(wild, STEPS["ancestral"], threshold=threshold))()
+  step = diffusion.ancestral_step
+  x = jax.jit(lambda: sample(wild, step, threshold=threshold))()
   assert np.isfinite(x).all()
   assert np.abs(x).max() <= 1
 

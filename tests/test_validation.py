@@ -27,6 +27,7 @@ def test_configs_are_valid(name):
     ("sampling.w", float("inf"), "at least -1"),
     ("sampling.T", 1, "at least 2"),
     ("sampling.v", 1.5, "[0, 1]"),
+    ("sampling.v_from", "learned", "'own', 'config'"),
     ("sampling.labels", (3, 10), "0..9"),
     ("sampling.labels", (-1,), "0..9"),
     ("sampling.labels", ("a",), "integer"),

@@ -46,6 +46,7 @@ class Choices(NamedTuple):
       unconditional model, with w + 1), "cfg+classifier", or "marginal"
       (classifier-free, with `diffusion.marginal` in the null label's place).
     w_schedule: "constant", "linear" or "cosine", see `guidance`.
+    v_from: "own", or "config" to leave out the v that a network predicts.
     threshold: "clip", "dynamic" or "none".
     classifier_form: "eps", or "mean" for ADM's shift of the ancestral mean.
     rescale: apply `guidance.rescaled`.
@@ -54,6 +55,7 @@ class Choices(NamedTuple):
   sampler: str
   guidance: str
   w_schedule: str
+  v_from: str
   threshold: str
   classifier_form: str
   rescale: bool
@@ -67,21 +69,21 @@ def prefers_two_passes():
   return jax.default_backend() == "cpu"
 
 
-def _weight(choices, numbers, schedule):
-  """Return w as a function of log-SNR, 0 outside of the interval."""
+def _profile(choices, numbers, schedule):
+  """Return w(lambda) / w: the schedule of w, and 0 outside of the interval."""
   make = {
     "constant": lambda w, **_: guidance.constant(w),
     "linear": guidance.linear,
     "cosine": guidance.cosine,
   }[choices.w_schedule]
   return guidance.interval(
-    make(numbers["w"], **schedule),
+    make(1.0, **schedule),
     low=numbers["interval_low"],
     high=numbers["interval_high"],
   )
 
 
-def _guide(choices, denoise, second, numbers, weight, **branches):
+def _guide(choices, denoise, second, numbers, profile, **branches):
   """Return the guided DenoiseFn.
 
   Args:
@@ -90,7 +92,7 @@ def _guide(choices, denoise, second, numbers, weight, **branches):
     second: None, log p(c|z) of all classes by a classifier, or a weaker
       model's DenoiseFn.
     numbers: traced settings by name.
-    weight: logsnr [B] -> w [B].
+    profile: logsnr [B] -> [B], see `_profile`; every strength follows it.
     **branches: null_label and two_passes of classifier-free guidance.
   """
   combine = diffusion.extrapolate
@@ -101,20 +103,26 @@ def _guide(choices, denoise, second, numbers, weight, **branches):
   )
   null = diffusion.unconditional(denoise, null_label=branches["null_label"])
   log_prob = diffusion.log_prob_of_label(second)
-  by_classifier = diffusion.classifier_guidance
+  by_classifier = {
+    "eps": diffusion.classifier_guidance,
+    # The classifier is in the step.
+    "mean": lambda denoise, log_prob, w: denoise,
+  }[choices.classifier_form]
   away_from = functools.partial(guidance.autoguidance, denoise, combine=combine)
-  guide = {
-    "none": lambda w: denoise,
-    "cfg": free,
-    "auto": lambda w: away_from(second, w),
-    "marginal": lambda w: away_from(diffusion.marginal(denoise, second), w),
-    "classifier": lambda w: by_classifier(denoise, log_prob, w),
-    "classifier_null": lambda w: by_classifier(null, log_prob, w + 1.0),
-    "cfg+classifier": lambda w: by_classifier(
-      free(w), log_prob, numbers["classifier_w"]
-    ),
-  }[choices.guidance]
-  return guidance.scheduled(guide, weight)
+
+  def guide(share):
+    w, classifier_w = share * numbers["w"], share * numbers["classifier_w"]
+    return {
+      "none": lambda: denoise,
+      "cfg": lambda: free(w),
+      "auto": lambda: away_from(second, w),
+      "marginal": lambda: away_from(diffusion.marginal(denoise, second), w),
+      "classifier": lambda: by_classifier(denoise, log_prob, w),
+      "classifier_null": lambda: by_classifier(null, log_prob, w + 1.0),
+      "cfg+classifier": lambda: by_classifier(free(w), log_prob, classifier_w),
+    }[choices.guidance]()
+
+  return guidance.scheduled(guide, profile)
 
 
 def _threshold(choices, numbers):
@@ -128,33 +136,28 @@ def _threshold(choices, numbers):
   }[choices.threshold]
 
 
-def _shift_mean(choices, denoise, second, numbers, weight, null_label):
-  """Return (denoiser, step) of classifier guidance in its first form."""
-  more = 0.0
-  if choices.guidance == "classifier_null":
-    denoise = diffusion.unconditional(denoise, null_label=null_label)
-    more = 1.0
+def _step(choices, second, numbers, profile, label):
+  """Return the step function, its settings bound."""
+  if choices.classifier_form == "mean":
+    return _shifted_step(choices, second, numbers, profile, label)
+  step = diffusion.STEPS[choices.sampler]
+  settings = inspect.getfullargspec(step).kwonlyargs
+  return functools.partial(step, **{name: numbers[name] for name in settings})
 
-  def step(denoise, keys, z, logsnr_from, logsnr_to, label, *, threshold):
-    w = weight(jnp.full(z.shape[:1], logsnr_from)) + more
+
+def _shifted_step(choices, second, numbers, profile, label):
+  """Return the step of classifier guidance in its first form."""
+  more = 1.0 if choices.guidance == "classifier_null" else 0.0
+
+  def step(keys, z, x, v, logsnr_from, logsnr_to):
     return diffusion.classifier_ancestral_step(
-      *(denoise, keys, z, logsnr_from, logsnr_to, label),
+      *(keys, z, x, v, logsnr_from, logsnr_to),
       log_prob=diffusion.log_prob_of_label(second),
-      w=w,
-      v=numbers["v"],
-      threshold=threshold,
+      label=label,
+      w=numbers["w"] * profile(logsnr_from) + more,
     )
 
-  return denoise, step
-
-
-def _step(choices, numbers):
-  """Return the step function of a sampler by name, its settings bound."""
-  step = diffusion.STEPS[choices.sampler]
-  names = inspect.signature(step).parameters
-  return functools.partial(
-    step, **{name: value for name, value in numbers.items() if name in names}
-  )
+  return step
 
 
 def _second(choices, part, params):
@@ -193,28 +196,27 @@ def make_sampler(model, second, choices, *, shape, null_label, two_passes):
 
   def run(params, index, label, seed, numbers, logsnrs):
     denoise = model.with_params(params[0], parametrization.denoiser)
+    if choices.v_from == "config":
+      denoise = diffusion.without_own_v(denoise)
     other = _second(choices, second, params[1])
-    weight = _weight(choices, numbers, schedule)
-    if choices.classifier_form == "mean":
-      denoise, step = _shift_mean(
-        choices, denoise, other, numbers, weight, null_label
-      )
-    else:
-      step = _step(choices, numbers)
-      denoise = _guide(
-        *(choices, denoise, other, numbers, weight),
-        null_label=null_label,
-        two_passes=two_passes,
-      )
-    threshold = _threshold(choices, numbers)
-    x = diffusion.sample(
-      functools.partial(step, threshold=threshold),
+    profile = _profile(choices, numbers, schedule)
+    denoise = _guide(
+      *(choices, denoise, other, numbers, profile),
+      null_label=null_label,
+      two_passes=two_passes,
+    )
+    predict = diffusion.predictor(
       diffusion.scale_score(denoise, numbers["score_scale"]),
+      threshold=_threshold(choices, numbers),
+      v=numbers["v"],
+    )
+    x = diffusion.sample(
+      _step(choices, other, numbers, profile, label),
+      predict,
       diffusion.image_keys(seed, index),
       label,
       shape=shape,
       logsnrs=logsnrs,
-      threshold=threshold,
     )
     # uint8 has no NaN: say here what the conversion would hide.
     finite = jnp.isfinite(x).all(axis=(1, 2, 3))

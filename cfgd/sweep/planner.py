@@ -64,7 +64,7 @@ def evaluations(config, second_share):
     # Its strength is w + 1: also where w is 0, and outside of the interval.
     "classifier_null": (sampling.T if sampling.w != -1 else 0) * gradient,
     "cfg+classifier": guided
-    + (sampling.T if sampling.classifier_w else 0) * gradient,
+    + (inside if sampling.classifier_w else 0) * gradient,
   }
   return sampling.T + more[sampling.guidance]
 

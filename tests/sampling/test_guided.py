@@ -63,7 +63,9 @@ def test_guidance_of_no_strength_is_the_conditional_model(kind, unguided):
   assert (common.draw(run, range(8), w=3.0) != images).any()
 
 
-@pytest.mark.parametrize("kind", ["cfg", "auto", "classifier"])
+@pytest.mark.parametrize(
+  "kind", ["cfg", "auto", "classifier", "cfg+classifier"]
+)
 def test_an_interval_guides_inside_alone(kind, unguided):
   run = make(kind)
   guided = common.draw(run, range(8), w=3.0)
@@ -75,6 +77,24 @@ def test_an_interval_guides_inside_alone(kind, unguided):
     run, range(8), w=3.0, interval_low=5.0, interval_high=6.0
   )
   np.testing.assert_array_equal(nowhere, unguided)
+
+
+@pytest.mark.parametrize(
+  ("schedule", "interval"),
+  [("linear", (-np.inf, np.inf)), ("constant", (-25.0, 5.0))],
+)
+def test_both_strengths_follow_schedule_and_interval(schedule, interval):
+  low, high = interval
+  numbers = {"interval_low": low, "interval_high": high}
+  both = make("cfg+classifier", w_schedule=schedule)
+  for kind, w, classifier_w in (("classifier", 0.0, 2.0), ("cfg", 2.0, 0.0)):
+    alone = common.draw(
+      make(kind, w_schedule=schedule), range(8), w=2.0, **numbers
+    )
+    images = common.draw(
+      both, range(8), w=w, classifier_w=classifier_w, **numbers
+    )
+    np.testing.assert_array_equal(images, alone)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +261,20 @@ def test_guidance_by_what_is_no_classifier_is_refused(trained, tmp_path):
   config.sampling.second_dir = str(classifier)
   with pytest.raises(errors.UserError, match="a classifier network"):
     generate.generate(config, workdir)
+
+
+def test_the_mean_of_many_classes_is_refused(tiny):
+  tiny.sampling.guidance = "marginal"
+  tiny.sampling.second_dir = "x"
+  tiny.data.num_classes = 100
+  validation.validate(tiny, num_devices=1)
+  tiny.data.num_classes = 101
+  with pytest.raises(errors.UserError) as caught:
+    validation.validate(tiny, num_devices=1)
+  message = str(caught.value)
+  for words in ("sampling.guidance='marginal'", "at most 100", "=101", "'cfg'"):
+    assert words in message
+  assert "\n" not in message
 
 
 @pytest.mark.parametrize(

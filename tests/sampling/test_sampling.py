@@ -41,6 +41,7 @@ CHOICES = sampler.Choices(
   sampler="ancestral",
   guidance="cfg",
   w_schedule="constant",
+  v_from="own",
   threshold="clip",
   classifier_form="eps",
   rescale=False,

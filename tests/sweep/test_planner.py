@@ -29,6 +29,15 @@ from configs import sweep_embedded_guidance
       {"w": 0.3, "guidance": "cfg+classifier", "classifier_w": 1.0},
       32 + 16 * 2 * 0.25,
     ),
+    (
+      {
+        "w": 0.3,
+        "guidance": "cfg+classifier",
+        "classifier_w": 1.0,
+        "interval": (0.0, 100.0),
+      },
+      16 + 8 + 8 * 2 * 0.25,
+    ),
   ],
 )
 def test_evaluations_of_an_image(fields, desired):
@@ -54,13 +63,12 @@ def test_a_counted_sampler_agrees():
     )(z, logsnr, label)
 
   diffusion.sample(
-    lambda *args: diffusion.ddim_step(*args, threshold=diffusion.clip),
-    guided,
+    diffusion.ddim_step,
+    diffusion.predictor(guided, threshold=diffusion.clip, v=0.3),
     diffusion.image_keys(0, np.arange(1)),
     np.zeros(1, np.int32),
     shape=(2,),
     logsnrs=diffusion.logsnr_grid(8, **config_lib.logsnr_range(config)),
-    threshold=diffusion.clip,
   )
   jax.effects_barrier()
   assert planner.evaluations(config, 0.0) == len(made)

@@ -1,0 +1,62 @@
+"""The compiled sampler of real networks: what it holds, and whose variance."""
+
+import jax
+import numpy as np
+import pytest
+
+from cfgd import networks
+from cfgd.sampling import configured
+from tests.models import golden_weights
+
+INDEX = np.arange(8, dtype=np.uint32)
+LABEL = INDEX.astype(np.int32)
+
+
+@pytest.mark.parametrize(
+  ("guidance", "two_passes", "copies"),
+  [("none", True, 1), ("cfg", True, 2), ("cfg", False, 2)],
+)
+def test_copies_of_the_network_in_a_program(tiny, guidance, two_passes, copies):
+  tiny.sampling.guidance = guidance
+  run = configured.make_sampler(tiny, two_passes=two_passes)
+  params = networks.param_shapes(tiny)
+  program = run.lower(*configured.arguments(tiny, (params, None), INDEX, LABEL))
+  z, time = np.zeros((2, 4, 4, 1), np.float32), np.zeros(2, np.float32)
+  alone = jax.jit(networks.build(tiny).apply).lower(
+    {"params": params}, z, time, LABEL[:2]
+  )
+  once, found = (
+    lowered.as_text().count("stablehlo.convolution")
+    for lowered in (alone, program)
+  )
+  assert once > 5
+  assert found == copies * once
+
+
+def images_of(config, params, **fields):
+  config = config.copy_and_resolve_references()
+  config.sampling.update(fields)
+  run = configured.make_sampler(config)
+  arguments = configured.arguments(config, (params, None), INDEX, LABEL)
+  images, finite = run(*arguments)
+  assert np.asarray(finite).all()
+  return np.asarray(images)
+
+
+def test_the_variance_is_the_networks_own_or_the_configs(tiny):
+  tiny.model.learn_sigma = True
+  tiny.diffusion.timesteps = "adm_cosine"
+  tiny.sampling.T = 5
+  params, _ = golden_weights.fill(networks.param_shapes(tiny))
+  own = images_of(tiny, params, v_from="own", v=0.3)
+  constant = images_of(tiny, params, v_from="config", v=0.3)
+  assert (own != constant).any()
+  # Only "config" reads sampling.v.
+  np.testing.assert_array_equal(own, images_of(tiny, params, v=0.9))
+  assert (images_of(tiny, params, v_from="config", v=0.9) != constant).any()
+
+  # The same network without the channels of v.
+  halved = {k: v[..., :1] for k, v in params["out_2"].items()}
+  tiny.model.learn_sigma = False
+  without = images_of(tiny, params | {"out_2": halved}, v_from="own", v=0.3)
+  np.testing.assert_array_equal(without, constant)
