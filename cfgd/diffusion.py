@@ -686,8 +686,8 @@ def sample(step, predict, keys, label, *, shape, logsnrs):
   def body(z, inputs):
     t, logsnr, logsnr_next = inputs
     x, v = predict(z, logsnr, label)
-    # Line 5: the last x is the sample. Taken here and not behind the loop, it
-    # spares the compiled program a second copy of the network.
+    # Line 5. The last x is the sample; predicted after the loop, it would cost
+    # the compiled program a second copy of the network.
     z = jax.lax.cond(
       t < num_steps,
       lambda: step(fold_in(keys, t), z, x, v, logsnr, logsnr_next),
@@ -695,7 +695,7 @@ def sample(step, predict, keys, label, *, shape, logsnrs):
     )
     return z, None
 
-  # Nothing follows lambda_T; what stands in its next one's place is not used.
+  # lambda_T has no successor: its entry is a placeholder that is never used.
   logsnrs_next = jnp.append(logsnrs[1:], logsnrs[-1])
   z = normal(fold_in(keys, 0), shape)
   z, _ = jax.lax.scan(
