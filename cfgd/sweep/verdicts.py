@@ -17,8 +17,6 @@ from scipy import stats
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
 _MIN_SEEDS = 3
-_PIECES = 50  # of a line between two points of a frontier
-_LEVELS = 101  # of the score, that two frontiers are compared at
 
 
 class Claim(NamedTuple):
@@ -106,43 +104,57 @@ def chosen_elsewhere(curves: Sequence[Mapping[float, float]]) -> list[float]:
 
 
 def frontier_ratio(one: np.ndarray, other: np.ndarray) -> float:
-  """Return by how much one frontier's distance is above another's.
+  """Return the ratio of two curves' distances at equal scores.
 
-  At each score that both reach, a frontier has the lowest distance of what
-  scores at least that, between its points on straight lines of log distance.
+  A curve is the path through its points in order of strength, on straight
+  lines of log distance over score. Where noise makes its score turn back, it
+  passes some scores several times and has no single distance there. So curves
+  are compared at the scores that each of them passes exactly once, which loses
+  no more than the dip. A part of a curve passes none of these scores in another
+  place than the whole does: their ratio is exactly 1.
 
   Args:
     one: [(score, distance)] in the order of the strength.
     other: the same.
 
   Returns:
-    Geometric mean of the ratio over the scores in common; nan without any.
+    Geometric mean of one's distance over other's, uniform over the scores that
+    are compared; nan without any, or with values that are not finite.
   """
   if min(len(one), len(other)) < 2 or not _positive(one, other):
     return math.nan
-  dense = [_dense(points) for points in (one, other)]
-  low = max(points[:, 0].min() for points in dense)
-  high = min(points[:, 0].max() for points in dense)
-  if low >= high:
+  edges = np.unique(np.concatenate([one[:, 0], other[:, 0]]))
+  middles = (edges[:-1] + edges[1:]) / 2
+  # Between two edges both are straight: the middle is the mean.
+  difference = _log_distance(one, middles) - _log_distance(other, middles)
+  shared = np.isfinite(difference)
+  widths = np.diff(edges)[shared]
+  if not widths.sum() > 0:
     return math.nan
-  levels = np.linspace(low, high, _LEVELS)
-  logs = [
-    [points[points[:, 0] >= level, 1].min() for level in levels]
-    for points in dense
-  ]
-  return _exp(float(np.mean(np.subtract(*logs))))
+  return _exp(float(np.average(difference[shared], weights=widths)))
 
 
-def _positive(*frontiers):
-  points = np.concatenate(frontiers)
+def _positive(*curves):
+  points = np.concatenate(curves)
   return np.isfinite(points).all() and (points[:, 1] > 0).all()
 
 
-def _dense(points):
-  """Return [(score, log distance)] with pieces between the points."""
-  points = np.stack([points[:, 0], np.log(points[:, 1])], axis=1)
-  at = np.arange((len(points) - 1) * _PIECES + 1) / _PIECES
-  return np.stack(
-    [np.interp(at, np.arange(len(points)), column) for column in points.T],
-    axis=1,
-  )
+def _log_distance(points, scores):
+  """Return the log distance at scores that are none of the points' own.
+
+  Args:
+    points: [N, 2] scores and distances, in order.
+    scores: [M].
+
+  Returns:
+    [M]; nan at scores that the path passes never, or more than once.
+  """
+  score, log = points[:, 0], np.log(points[:, 1])
+  start, end = score[:-1, None], score[1:, None]
+  passed = (scores - start) * (scores - end) < 0  # [N - 1, M]
+  line = passed.argmax(axis=0)
+  start, end = score[line], score[line + 1]
+  with np.errstate(divide="ignore", invalid="ignore"):
+    part = (scores - start) / (end - start)
+  values = log[line] + part * (log[line + 1] - log[line])
+  return np.where(passed.sum(axis=0) == 1, values, math.nan)

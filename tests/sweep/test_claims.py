@@ -1,5 +1,6 @@
 """Claims on cells whose truth is known: curves from formulas, and noise."""
 
+import itertools
 import math
 
 import numpy as np
@@ -51,7 +52,7 @@ def make_sweep(seeds=(0, 1, 2), noise=0.01, guided=1.0, cold=3.0):
       for w in (0.0, 0.3, 1.0)
     ]
     main = at | {"p_uncond": 0.1, "T": 16}
-    for w in (0.5, 1.0, 2.0):
+    for w in WS[1:6]:
       fields = {"guidance": "classifier"}
       cells.append(make_cell(w=w, fields=fields, factor=guided, **main))
     for name in ("score_scale", "noise_scale"):
@@ -180,15 +181,49 @@ def test_the_place_of_the_lowest_is_chosen_by_the_others():
   assert verdicts.chosen_elsewhere(curves[:1]) == [1.0]
 
 
-def test_frontiers_are_compared_at_equal_scores():
+def test_curves_are_compared_at_equal_scores():
   scores = np.linspace(1, 3, 5)
   one = np.stack([scores, np.exp(scores)], axis=1)
-  other = np.stack([scores + 0.5, np.exp(scores + 0.5) / 2], axis=1)
-  assert verdicts.frontier_ratio(one, other) == pytest.approx(2, rel=0.02)
-  assert verdicts.frontier_ratio(other, one) == pytest.approx(0.5, rel=0.02)
-  # What is dominated is not on the frontier.
-  worse = np.concatenate([[[1.5, 99.0]], one])
-  assert verdicts.frontier_ratio(worse, one) == pytest.approx(1, rel=0.02)
+  other = np.stack([scores + 0.3, np.exp(scores + 0.3) / 2], axis=1)
+  # Log distance is linear in score, so that interpolation is exact.
+  assert verdicts.frontier_ratio(one, other) == pytest.approx(2, rel=1e-12)
+  assert verdicts.frontier_ratio(other, one) == pytest.approx(0.5, rel=1e-12)
+  # By hand: over the scores 1 to 2 the log ratio falls from log 4 to 0.
+  short = np.array([[1.0, 4.0], [2.0, 1.0]])
+  flat = np.array([[0.0, 1.0], [5.0, 1.0]])
+  assert verdicts.frontier_ratio(short, flat) == pytest.approx(2, rel=1e-12)
   apart = other + np.array([5, 0])
   assert math.isnan(verdicts.frontier_ratio(one, apart))
+  touching = one + np.array([2, 0])
+  assert math.isnan(verdicts.frontier_ratio(one, touching))
   assert math.isnan(verdicts.frontier_ratio(one[:1], other))
+  assert math.isnan(verdicts.frontier_ratio(one * [1, math.nan], other))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_curve_is_that_of_any_part_of_it(turns):
+  """Also where the distance is lowest in the middle, or the score turns."""
+  rng = np.random.default_rng(0)
+  compared = 0
+  for _ in range(50):
+    scores = rng.uniform(5, 9, 7)
+    scores = scores if turns else np.sort(scores)
+    curve = np.stack([scores, np.exp(rng.normal(size=7))], axis=1)
+    for start, stop in itertools.combinations(range(8), 2):
+      ratio = verdicts.frontier_ratio(curve, curve[start:stop])
+      assert ratio == 1 or math.isnan(ratio)
+      assert turns or math.isnan(ratio) == (stop - start < 2)
+      compared += ratio == 1
+  assert compared > 200
+
+
+def test_scores_that_a_curve_passes_several_times_are_left_out():
+  """Up to 3, back to 2, on to 4: there is one distance below 2 and above 3."""
+  turning = np.array([[1.0, 2.0], [3.0, 2.0], [2.0, 77.0], [4.0, 2.0]])
+  level = np.array([[0.0, 1.0], [5.0, 1.0]])
+  # From 3 to 4 the log distance falls on a line from log 77 at 2: the mean of
+  # that half is a quarter of the way down. From 1 to 2 it is log 2.
+  half = math.log(2) + 0.25 * math.log(77 / 2)
+  expected = math.exp((math.log(2) + half) / 2)
+  ratio = verdicts.frontier_ratio(turning, level)
+  assert ratio == pytest.approx(expected, rel=1e-12)
