@@ -60,8 +60,10 @@ ALLOWED = {
   "sweep.claims": {"sweep.verdicts"},
   "sweep.report": {
     *("sweep.claims", "sweep.paper", "sweep.plots", "sweep.seeds"),
+    "sweep.verdicts",
   },
   "convert.guided_diffusion": {"diffusion"},
+  "metrics.contrast": {"sampling.store"},
   "metrics.image_sets": {"sampling.store"},
   "metrics.references": {
     *("metrics.image_sets", "metrics.inception", "metrics.scores"),
@@ -124,7 +126,7 @@ ALLOWED = {
     "validation",
     *("config", "distributed", "data.images", "data.prepare", "data.sources"),
     *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
-    *("metrics.neighbours", "metrics.scores"),
+    *("metrics.contrast", "metrics.neighbours", "metrics.scores"),
   },
   "metrics.evaluate": {
     *("config", "data.sources", "metrics.fid", "metrics.own"),
@@ -134,7 +136,7 @@ ALLOWED = {
   "sweep.runner": {
     "validation",
     *("config", "distributed", "sweep.grid", "sweep.paper", "sweep.planner"),
-    "sweep.report",
+    *("data.sources", "sweep.report"),
     *("lease", "preemption"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),
   },

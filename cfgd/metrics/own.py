@@ -19,6 +19,7 @@ from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.data import prepare as data_prepare
 from cfgd.data import sources
+from cfgd.metrics import contrast
 from cfgd.metrics import extract
 from cfgd.metrics import feature_training
 from cfgd.metrics import image_sets
@@ -69,6 +70,7 @@ def evaluate(config, workdir, samples):
     neighbours.nearest(images[:], part) for part in (real.train, real.held_out)
   ]
   metrics = _score(config.metrics, real, images[:])
+  metrics |= _matched(real, images[:], contrast.sample_labels(samples))
   metrics["copied"] = neighbours.copied_share(
     *(distance for _, distance in found), len(real.train), len(real.held_out)
   )
@@ -162,6 +164,7 @@ def _reference(
     functools.partial(extract.extract, network, params, batch_size=batch_size),
     image_sets.SourceImages(train),
     image_sets.SourceImages(held_out),
+    source=train,
     label=label,
     name=f"{label}-{digest}",
     keep=keep,
@@ -181,9 +184,11 @@ class Reference:
       different ones are not taken for comparable.
   """
 
-  def __init__(self, extract, train, held_out, *, label, name, keep, neighbour):
+  def __init__(
+    self, extract, train, held_out, *, source, label, name, keep, neighbour
+  ):
     self.extract, self.label, self.name = extract, label, name
-    self.train, self.held_out = train, held_out
+    self.train, self.held_out, self._source = train, held_out, source
     self._keep, self._neighbour = keep, neighbour
 
   @functools.cached_property
@@ -196,6 +201,11 @@ class Reference:
     # Always the same part, in order.
     order = np.random.default_rng(0).permutation(len(self.train))
     return self._features[np.sort(order[: self._keep])]
+
+  @functools.cached_property
+  def histograms(self):
+    """Histograms of the training images by class, see `contrast`."""
+    return contrast.histograms(self._source)
 
   @functools.cached_property
   def radii(self):
@@ -237,3 +247,14 @@ def _score(metrics, real, images):
     "recall": recall,
   }
   return {name: float(value) for name, value in values.items()}
+
+
+def _matched(real, images, labels):
+  """Return the distance of samples with the real images' histograms, if any."""
+  if labels is None:
+    return {}
+  if not contrast.fits(images, labels, len(real.histograms)):
+    return {}
+  features, _ = real.extract(contrast.match(images, labels, real.histograms))
+  distance = scores.frechet_distance(*_statistics(features), *real.statistics)
+  return {f"fd_{real.label}_matched": float(distance)}
