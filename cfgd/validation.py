@@ -448,6 +448,7 @@ def _validate_seeds(sweep):
     ("alike", 1, math.inf),
     ("small_w", 0, math.inf),
     ("copied", 0, 1),
+    ("copied_epochs", 0, math.inf),
   ):
     value = sweep.claims[name]
     _require(

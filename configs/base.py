@@ -219,15 +219,17 @@ def get_config():
         # Fields that turn this config into that of a noisy classifier, which
         # is trained for cells that need one; {}: they name second_dir.
         "classifier": {},
-        # Test the paper's claims on the cells: an interval of this confidence
-        # over the seeds decides; up to this ratio two curves are alike; up to
-        # this w guidance is small; up to this share of samples, estimated,
-        # nothing is said to be copied.
+        # Test the paper's claims on the cells. confidence: 1 minus the error
+        # rate of the primary claims together, and of each secondary one. Up to
+        # this ratio two curves are alike; up to this w guidance is small; up to
+        # this share of samples, estimated, nothing is said to be copied, if
+        # training saw each image at least copied_epochs times.
         "claims": {
           "confidence": 0.95,
           "alike": 1.15,
           "small_w": 1.0,
           "copied": 0.1,
+          "copied_epochs": 10.0,
         },
         # Pictures of `experiments.figures`, by name: "labels", sets of classes
         # (empty: all in turn), at each of "w", "side" x "side" images of each.

@@ -32,6 +32,23 @@ def evaluate(config, workdir, samples):
   return own.evaluate(config, workdir, samples)
 
 
+def held_out(config, workdir):
+  """Return the scores of the real images that no model has seen.
+
+  Args:
+    config: see `evaluate`.
+    workdir: see `evaluate`.
+
+  Returns:
+    None where there is no held-out part. Else a dict with "metrics" (name ->
+    float, names as of samples), "num_samples" and "about", a dict that may have
+    "feature_network_accuracy", the share of held-out images that the network
+    classifies correctly.
+  """
+  del config, workdir
+  return None
+
+
 def prepare(config, workdir):
   """Make what scoring needs and does not depend on samples, or say what lacks.
 

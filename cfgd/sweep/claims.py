@@ -162,6 +162,8 @@ def test(
   alike: float,
   small_w: float,
   copied: float,
+  copied_epochs: float,
+  epochs: float | None,
 ) -> list[verdicts.Claim]:
   """Return the claims that the cells of a sweep can test, primary ones first.
 
@@ -173,6 +175,9 @@ def test(
     alike: largest ratio of two distances that are called alike.
     small_w: up to which w guidance is small.
     copied: up to which share of copied samples nothing is said to be copied.
+    copied_epochs: how often training must have seen each image before the
+      absence of copies says something.
+    epochs: how often it has; None where that is unknown.
   """
   seeds = _by_seed(cells, distance, score, main)
   found = [
@@ -183,11 +188,16 @@ def test(
     *_about_classifier(seeds, alike),
     *_about_temperature(seeds, small_w),
     *_about_ablations(seeds),
-    *_about_copying(seeds, copied),
+    *(_about_copying(seeds, copied) if can_copy(epochs, copied_epochs) else ()),
   ]
   order = list(CLAIMS)
   found.sort(key=lambda claim: order.index(claim[0]))
   return [claim for _, claim in found]
+
+
+def can_copy(epochs: float | None, needed: float) -> bool:
+  """Say whether a model has seen its images often enough to copy them."""
+  return epochs is not None and epochs >= needed
 
 
 def _by_seed(cells, distance, score, main):
@@ -252,9 +262,6 @@ class _Seed:
     return np.array(
       [[m[self._score], m[self._distance]] for m in [*also, *chosen]]
     ).reshape(-1, 2)
-
-  def p_unconds(self):
-    return sorted({c["p_uncond"] for c in self._cells if not _plain(c)})
 
   def steps(self):
     return sorted(
@@ -398,24 +405,23 @@ def _about_held_out(cells, distance, score, main, small_w):
 
 
 def _about_p_uncond(seeds, alike):
-  there = set.intersection(*(set(seed.p_unconds()) for seed in seeds))
   for name, one, other, limit in (
     ("p_uncond", 0.5, 0.1, None),
     ("p_uncond", 0.5, 0.2, None),
     ("p_uncond_alike", 0.2, 0.1, alike),
   ):
-    if {one, other} <= there:
-      values = [_p_uncond_ratio(seed, one, other) for seed in seeds]
+    both = set.intersection(
+      *(set(seed.metrics(p_uncond=p)) for seed in seeds for p in (one, other))
+    )
+    if len(both) > 1:  # one point is no curve
+      values = [
+        verdicts.frontier_ratio(
+          seed.frontier(only=both, p_uncond=one),
+          seed.frontier(only=both, p_uncond=other),
+        )
+        for seed in seeds
+      ]
       yield from _claim(name, values, alike=limit, one=one, other=other)
-
-
-def _p_uncond_ratio(seed, one, other):
-  """Return the ratio of two models' frontiers over the w that both have."""
-  both = set(seed.metrics(p_uncond=one)) & set(seed.metrics(p_uncond=other))
-  return verdicts.frontier_ratio(
-    seed.frontier(only=both, p_uncond=one),
-    seed.frontier(only=both, p_uncond=other),
-  )
 
 
 def _about_steps(seeds):

@@ -11,7 +11,14 @@ from cfgd.sweep import claims
 from cfgd.sweep import verdicts
 
 WS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
-LIMITS = {"main": (0.1, 16), "alike": 1.15, "small_w": 1.0, "copied": 0.1}
+LIMITS = {
+  "main": (0.1, 16),
+  "alike": 1.15,
+  "small_w": 1.0,
+  "copied": 0.1,
+  "copied_epochs": 10.0,
+  "epochs": 12.0,
+}
 
 
 def best(p_uncond, T):
@@ -371,6 +378,10 @@ def test_the_effect_that_is_seen_in_80_percent(seeds, effect):
   rng = np.random.default_rng(seeds)
   values = rng.normal(effect, 1, (TRIALS, 1, 1, seeds))
   share, _ = shares(values)
+  exact = stats.nct.sf(
+    stats.t.isf(0.025, seeds - 1), seeds - 1, effect * math.sqrt(seeds)
+  )
+  assert exact == pytest.approx(0.8, abs=0.005)
   assert share == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / TRIALS))
 
 
