@@ -63,6 +63,7 @@ ALLOWED = {
   },
   "convert.guided_diffusion": {"diffusion"},
   "metrics.image_sets": {"sampling.store"},
+  "metrics.splits": {"metrics.scores"},
   "metrics.references": {
     *("metrics.image_sets", "metrics.inception", "metrics.scores"),
   },
@@ -118,13 +119,13 @@ ALLOWED = {
     "validation",
     *("config", "distributed", "convert.inception", "data.sources"),
     *("metrics.collect", "metrics.image_sets", "metrics.inception"),
-    *("metrics.references", "metrics.scores"),
+    *("metrics.references", "metrics.scores", "metrics.splits"),
   },
   "metrics.own": {
     "validation",
     *("config", "distributed", "data.images", "data.prepare", "data.sources"),
     *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
-    *("metrics.neighbours", "metrics.scores"),
+    *("metrics.neighbours", "metrics.scores", "metrics.splits"),
   },
   "metrics.evaluate": {
     *("config", "data.sources", "metrics.fid", "metrics.own"),

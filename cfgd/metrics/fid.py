@@ -19,6 +19,7 @@ from cfgd.metrics import image_sets
 from cfgd.metrics import inception
 from cfgd.metrics import references
 from cfgd.metrics import scores
+from cfgd.metrics import splits
 
 FULL = 50_000
 
@@ -109,7 +110,8 @@ def evaluate_blocks(config, samples, reference):
 def line(report):
   """Return a result as one line."""
   metrics = ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items())
-  return f"{report['protocol']}: {metrics}"
+  num_splits = report["provenance"]["num_splits"]
+  return f"{report['protocol']}: {metrics} (IS splits: {num_splits})"
 
 
 def _plan(config, images, network, reference):
@@ -122,10 +124,14 @@ def _plan(config, images, network, reference):
     "feature_network": network.name,
     "protocol": metrics.protocol,
     "reference": reference.about,
-    "num_splits": metrics.num_splits,
+    **splits.about(_edges(metrics, len(images))),
     "neighbours": metrics.neighbours,
   }
   return path.with_name(f"{stem}.{metrics.protocol}.metrics.json"), about
+
+
+def _edges(metrics, count):
+  return splits.edges(count, metrics.num_splits, metrics.protocol)
 
 
 def _scratch(result, about):
@@ -320,17 +326,15 @@ def _make(config, network, images, about, path):
 
 def _score(metrics, collected, reference):
   count = collected.features.count
-  mean, std = scores.inception_score(
-    collected.probabilities, metrics.num_splits, np.random.default_rng(0)
-  )
   values = {
     "fid": scores.frechet_distance(
       *reference.statistics,
       *scores.mean_and_covariance(collected.features),
       root_1=reference.root,
     ),
-    "is": mean,
-    "is_std": std,
+    **splits.inception_score(
+      "is", collected.probabilities, _edges(metrics, count)
+    ),
   }
   if reference.spatial:
     values["sfid"] = scores.frechet_distance(

@@ -24,6 +24,7 @@ from cfgd.metrics import feature_training
 from cfgd.metrics import image_sets
 from cfgd.metrics import neighbours
 from cfgd.metrics import scores
+from cfgd.metrics import splits
 
 _SHOWN = 10
 
@@ -54,7 +55,7 @@ def evaluate(config, workdir, samples):
     "samples_sha256": images.fingerprint,
     "feature_network": real.name,
     "reference": real.train.preprocessing,
-    "num_splits": config.metrics.num_splits,
+    **splits.about(_edges(config.metrics, len(images))),
     "neighbours": config.metrics.neighbours,
     "reference_features": len(real.rows),
   }
@@ -89,7 +90,9 @@ def evaluate(config, workdir, samples):
     )
     files.write_atomic(result, json.dumps(report, indent=2) + "\n")
   logging.info(
-    "%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+    "%s (IS splits: %d)",
+    ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
+    provenance["num_splits"],
   )
   return report
 
@@ -218,12 +221,13 @@ def _statistics(features):
   return scores.mean_and_covariance(moments)
 
 
+def _edges(metrics, count):
+  return splits.edges(count, metrics.num_splits)
+
+
 def _score(metrics, real, images):
   features, probabilities = real.extract(images)
   statistics = _statistics(features)
-  mean, std = scores.inception_score(
-    probabilities, metrics.num_splits, np.random.default_rng(0)
-  )
   precision, recall = scores.precision_recall(
     real.rows, features, metrics.neighbours, real_radii=real.radii
   )
@@ -231,8 +235,9 @@ def _score(metrics, real, images):
   values = {
     f"fd_{real.label}": distance(*real.statistics),
     f"fd_{real.label}_heldout": distance(*real.held_out_statistics),
-    f"is_{real.label}": mean,
-    f"is_{real.label}_std": std,
+    **splits.inception_score(
+      f"is_{real.label}", probabilities, _edges(metrics, len(images))
+    ),
     "precision": precision,
     "recall": recall,
   }

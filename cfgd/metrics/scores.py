@@ -5,6 +5,7 @@ Frechet distance of 2048 features by tenths. Arrays of any float type are taken.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
 
@@ -190,8 +191,30 @@ def frechet_distance(
   )
 
 
+def even_edges(count: int, num_splits: int) -> list[int]:
+  """Return the edges of splits that are equal but for rounding.
+
+  Args:
+    count: number of rows N.
+    num_splits: number of splits S.
+
+  Returns:
+    [S + 1] edges i*N//S: split i has the rows edges[i] to edges[i + 1].
+
+  Raises:
+    ValueError: if splits would be empty.
+  """
+  if not 1 <= num_splits <= count:
+    raise ValueError(
+      f"num_splits={num_splits}: must be from 1 to the {count} rows of probs"
+    )
+  return [i * count // num_splits for i in range(num_splits + 1)]
+
+
 def inception_score(
-  probs: np.ndarray, num_splits: int, rng: np.random.Generator | None = None
+  probs: np.ndarray,
+  splits: int | Sequence[int],
+  rng: np.random.Generator | None = None,
 ) -> tuple[float, float]:
   """Return the mean and spread of the Inception Score over splits of the rows.
 
@@ -205,7 +228,8 @@ def inception_score(
 
   Args:
     probs: [N, K] class probabilities, one row per sample.
-    num_splits: number of splits S; split i is rows i*N//S .. (i+1)*N//S.
+    splits: number of splits, see `even_edges`, or their [S + 1] edges from 0 to
+      N. A split counts the same whatever its size.
     rng: generator of the permutation; None keeps the order of the rows.
 
   Returns:
@@ -216,14 +240,14 @@ def inception_score(
   """
   probs = _probability_rows(probs)
   count = len(probs)
-  if not 1 <= num_splits <= count:
+  edges = even_edges(count, splits) if isinstance(splits, int) else splits
+  if (edges[0], edges[-1]) != (0, count) or (np.diff(edges) < 1).any():
     raise ValueError(
-      f"num_splits={num_splits}: must be from 1 to the {count} rows of probs"
+      f"splits={edges}: must rise from 0 to the {count} rows of probs"
     )
   order = np.arange(count)
   if rng is not None:
     order = rng.permutation(np.lexsort(probs.T))
-  edges = [i * count // num_splits for i in range(num_splits + 1)]
   scores = [
     _exp_mutual_information(probs[order[start:stop]])
     for start, stop in itertools.pairwise(edges)

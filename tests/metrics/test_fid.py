@@ -18,6 +18,7 @@ from cfgd.metrics import image_sets
 from cfgd.metrics import inception
 from cfgd.metrics import references
 from cfgd.metrics import scores
+from cfgd.metrics import splits
 from configs import base
 
 FEATURES, SPATIAL, CLASSES = 12, 6, 5
@@ -123,6 +124,28 @@ def test_every_number_is_what_it_is_called(config, samples, real, tmp_path):
   written = tmp_path / "samples.adm.metrics.json"
   assert json.loads(written.read_text()) == report
   assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+  ("rows", "edges", "about"),
+  [
+    (5000, [0, 50], {"num_splits": 1}),
+    (20, [0, 20, 40, 50], {"num_splits": 3, "split_rows": 20}),
+  ],
+)
+def test_splits_are_those_of_the_protocol(
+  config, samples, real, monkeypatch, rows, edges, about
+):
+  monkeypatch.setattr(splits, "ADM_ROWS", rows)
+  config.metrics.num_splits = 0
+  report = fid.evaluate(config, samples, real)
+  expected = scores.inception_score(
+    outputs(draw(1, 50, high=200))[1], edges, np.random.default_rng(0)
+  )[0]
+  np.testing.assert_allclose(report["metrics"]["is50"], expected, rtol=1e-5)
+  assert ("is_std50" in report["metrics"]) == (len(edges) > 2)
+  assert report["provenance"].items() >= about.items()
+  assert f"(IS splits: {about['num_splits']})" in fid.line(report)
 
 
 def np_mean(rows):
