@@ -251,6 +251,7 @@ def prepare(config, reference, wanted):
   """
   if references.has_statistics(reference):
     found = references.read(reference)
+    references.check_form(found, config.metrics.protocol, reference)
     references.check(found.about, wanted, reference)
     network = _network(config)
     by = {

@@ -264,7 +264,9 @@ def test_foreign_statistics(config, samples, tmp_path):
   whole = fid.evaluate(
     config, samples, save(tmp_path / "real.npz", draw(0, 70))
   )["metrics"]
+  config.metrics.protocol = "pytorch_fid"
   few = fid.evaluate(config, samples, str(tmp_path / "pytorch_fid.npz"))
+  config.metrics.protocol = "adm"
   assert few["metrics"].keys() == {"fid50", "is50", "is_std50"}
   foreign = few["provenance"]["reference"]["foreign"]
   assert foreign.startswith("pytorch_fid.npz, sha256 ")
@@ -284,6 +286,31 @@ def test_foreign_statistics(config, samples, tmp_path):
   np.savez(tmp_path / "half.npz", mu=np.zeros(FEATURES))
   with pytest.raises(errors.UserError, match=r"not an \.npz of statistics"):
     fid.evaluate(config, samples, str(tmp_path / "half.npz"))
+
+
+@pytest.mark.parametrize("beside", [(), ("mu_s", "sigma_s"), ("arr_0",)])
+def test_statistics_of_another_protocol_are_refused(
+  config, samples, tmp_path, beside
+):
+  rows, _, spatial = outputs(draw(0, 70))
+  arrays = {"mu": np_mean(rows), "sigma": np_cov(rows)}
+  others = {
+    "mu_s": np_mean(spatial),
+    "sigma_s": np_cov(spatial),
+    "arr_0": draw(3, 25),
+  }
+  path = str(tmp_path / "foreign.npz")
+  np.savez(path, **arrays, **{name: others[name] for name in beside})
+  right, wrong = ("adm", "pytorch_fid") if beside else ("pytorch_fid", "adm")
+  config.metrics.protocol = wrong
+  with pytest.raises(
+    errors.UserError,
+    match=rf"form.*not of metrics\.protocol={wrong}: set .*protocol={right},",
+  ):
+    fid.evaluate(config, samples, path)
+  assert not json_files(samples)
+  config.metrics.protocol = right
+  assert fid.evaluate(config, samples, path)["metrics"]["fid50"] > 0
 
 
 @pytest.mark.parametrize(
