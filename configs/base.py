@@ -190,7 +190,8 @@ def get_config():
         "neighbours": 3,
         # Images per device and call of the own network.
         "batch_size": 250,
-        # Where the own network is; '': in the workdir.
+        # Where own networks are, each in a folder named by its settings; '':
+        # feature_net/ in the workdir.
         "feature_dir": "",
         # How it is trained where it is missing.
         "feature_net": {

@@ -112,7 +112,7 @@ ALLOWED = {
     *("data.images", "networks", "sampling.configured", "sampling.store"),
   },
   "metrics.feature_training": {
-    *("distributed", "data.pipeline", "metrics.extract"),
+    *("config", "distributed", "data.pipeline", "metrics.extract"),
     *("models.feature_net", "pixels", "training.state", "training.steps"),
   },
   "metrics.fid": {

@@ -125,15 +125,15 @@ def reference(config, workdir):
 
   Args:
     config: ConfigDict of configs/base.py's fields.
-    workdir: the classifier is kept in it unless metrics.feature_dir names
-      another place.
+    workdir: the classifier is kept in its feature_net/ unless
+      metrics.feature_dir names another place, there in a folder that is named
+      by a hash of how it is trained.
 
   Returns:
     Reference.
 
   Raises:
-    errors.UserError: the data is missing, or the classifier that is there was
-      trained in another way.
+    errors.UserError: the data is missing.
   """
   metrics = config.metrics
   return _reference(
@@ -158,15 +158,20 @@ def _reference(
   train, held_out = (
     sources.load(source, split, **data) for split in ("train", "heldout")
   )
-  network, params, digest = feature_training.ensure(
-    folder, train, held_out, **dict(training)
-  )
+  trained = feature_training.ensure(folder, train, held_out, **dict(training))
   return Reference(
-    functools.partial(extract.extract, network, params, batch_size=batch_size),
+    functools.partial(
+      extract.extract, trained.network, trained.params, batch_size=batch_size
+    ),
     image_sets.SourceImages(train),
     image_sets.SourceImages(held_out),
     label=label,
-    name=f"{label}-{digest}",
+    about={
+      "feature_network": f"{label}-{trained.digest}",
+      "feature_network_accuracy": trained.about["heldout_accuracy"],
+      "dead_features": trained.about["dead_features"],
+      "num_features": trained.about["num_features"],
+    },
     keep=keep,
     neighbour=neighbour,
   )
@@ -180,14 +185,25 @@ class Reference:
     train: SourceImages.
     held_out: SourceImages.
     label: what its metrics are called after.
-    name: of the classifier, with the hash of its weights, so that numbers from
-      different ones are not taken for comparable.
+    about: dict of what is known of the classifier: "feature_network_accuracy"
+      (on held-out images), "dead_features" of "num_features", and
+      "feature_network", see `name`.
   """
 
-  def __init__(self, extract, train, held_out, *, label, name, keep, neighbour):
-    self.extract, self.label, self.name = extract, label, name
+  def __init__(
+    self, extract, train, held_out, *, label, about, keep, neighbour
+  ):
+    self.extract, self.label, self.about = extract, label, about
     self.train, self.held_out = train, held_out
     self._keep, self._neighbour = keep, neighbour
+
+  @property
+  def name(self):
+    """The classifier's, with the hash of its weights.
+
+    Numbers from different ones are not comparable.
+    """
+    return self.about["feature_network"]
 
   @functools.cached_property
   def _features(self):
