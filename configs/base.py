@@ -182,13 +182,16 @@ def get_config():
         "inception_batch_size": 32,
         # Of weights, and of statistics that are made where they are missing.
         "cache_dir": "~/.cache/cfgd",
-        # Splits of the Inception-style score.
-        "num_splits": 10,
+        # Splits of the Inception score; 0: by the protocol. That is one per
+        # 5,000 samples for adm, and for pytorch_fid and own networks 10, or 1
+        # below 10,000 samples.
+        "num_splits": 0,
         # Neighbours of precision and recall.
         "neighbours": 3,
         # Images per device and call of the own network.
         "batch_size": 250,
-        # Where the own network is; '': in the workdir.
+        # Where own networks are, each in a folder named by its settings; '':
+        # feature_net/ in the workdir.
         "feature_dir": "",
         # How it is trained where it is missing.
         "feature_net": {

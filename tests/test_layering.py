@@ -65,6 +65,8 @@ ALLOWED = {
   "convert.guided_diffusion": {"diffusion"},
   "metrics.contrast": {"sampling.store"},
   "metrics.image_sets": {"sampling.store"},
+  "metrics.manifold": {"metrics.scores"},
+  "metrics.splits": {"metrics.scores"},
   "metrics.references": {
     *("metrics.image_sets", "metrics.inception", "metrics.scores"),
   },
@@ -113,20 +115,22 @@ ALLOWED = {
     *("data.images", "networks", "sampling.configured", "sampling.store"),
   },
   "metrics.feature_training": {
-    *("distributed", "data.pipeline", "metrics.extract"),
+    *("config", "distributed", "data.pipeline", "metrics.extract"),
     *("models.feature_net", "pixels", "training.state", "training.steps"),
   },
   "metrics.fid": {
     "validation",
     *("config", "distributed", "convert.inception", "data.sources"),
     *("metrics.collect", "metrics.image_sets", "metrics.inception"),
-    *("metrics.references", "metrics.scores"),
+    *("metrics.manifold", "metrics.references", "metrics.scores"),
+    "metrics.splits",
   },
   "metrics.own": {
     "validation",
     *("config", "distributed", "data.images", "data.prepare", "data.sources"),
     *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
-    *("metrics.contrast", "metrics.neighbours", "metrics.scores"),
+    *("metrics.contrast", "metrics.manifold", "metrics.neighbours"),
+    *("metrics.scores", "metrics.splits"),
   },
   "metrics.evaluate": {
     *("config", "data.sources", "metrics.fid", "metrics.own"),
