@@ -473,13 +473,14 @@ def losses(workdir):
 def results(workdir):
   """Return (rows of results.csv by id, number of rows that double another).
 
-  All but the seconds that a cell took: those differ from run to run.
+  All but the row of real images, which is no cell's, and the seconds that a
+  cell took: those differ from run to run.
   """
   path = workdir / "results.csv"
   if not path.exists():
     return {}, 0
   with path.open() as file:
-    rows = list(csv.DictReader(file))
+    rows = [row for row in csv.DictReader(file) if row["w"]]
   for row in rows:
     del row["seconds"]
   by_id = {row["id"]: row for row in rows}

@@ -266,13 +266,18 @@ def validate_sampling(config):
     "metrics.chunk_size",
     "metrics.inception_batch_size",
     "metrics.neighbours",
-    "metrics.num_splits",
     "metrics.feature_net.width",
     "metrics.feature_net.num_features",
     "metrics.feature_net.steps",
     "metrics.feature_net.batch_size",
   )
   metrics = config.metrics
+  _require(
+    metrics.num_splits >= 0,
+    "metrics.num_splits",
+    metrics.num_splits,
+    "must be at least 1, or 0 for the protocol's splits",
+  )
   _require(
     metrics.reference_features > metrics.neighbours,
     "metrics.reference_features",
@@ -461,6 +466,7 @@ def _validate_seeds(sweep):
     ("alike", 1, math.inf),
     ("small_w", 0, math.inf),
     ("copied", 0, 1),
+    ("copied_epochs", 0, math.inf),
   ):
     value = sweep.claims[name]
     _require(

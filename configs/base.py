@@ -186,13 +186,16 @@ def get_config():
         "inception_batch_size": 32,
         # Of weights, and of statistics that are made where they are missing.
         "cache_dir": "~/.cache/cfgd",
-        # Splits of the Inception-style score.
-        "num_splits": 10,
+        # Splits of the Inception score; 0: by the protocol. That is one per
+        # 5,000 samples for adm, and for pytorch_fid and own networks 10, or 1
+        # below 10,000 samples.
+        "num_splits": 0,
         # Neighbours of precision and recall.
         "neighbours": 3,
         # Images per device and call of the own network.
         "batch_size": 250,
-        # Where the own network is; '': in the workdir.
+        # Where own networks are, each in a folder named by its settings; '':
+        # feature_net/ in the workdir.
         "feature_dir": "",
         # How it is trained where it is missing.
         "feature_net": {
@@ -223,15 +226,17 @@ def get_config():
         # Fields that turn this config into that of a noisy classifier, which
         # is trained for cells that need one; {}: they name second_dir.
         "classifier": {},
-        # Test the paper's claims on the cells: an interval of this confidence
-        # over the seeds decides; up to this ratio two curves are alike; up to
-        # this w guidance is small; up to this share of samples, estimated,
-        # nothing is said to be copied.
+        # Test the paper's claims on the cells. confidence: 1 minus the error
+        # rate of the primary claims together, and of each secondary one. Up to
+        # this ratio two curves are alike; up to this w guidance is small; up to
+        # this share of samples, estimated, nothing is said to be copied, if
+        # training saw each image at least copied_epochs times.
         "claims": {
           "confidence": 0.95,
           "alike": 1.15,
           "small_w": 1.0,
           "copied": 0.1,
+          "copied_epochs": 10.0,
         },
         # Pictures of `experiments.figures`, by name: "labels", sets of classes
         # (empty: all in turn), at each of "w", "side" x "side" images of each.

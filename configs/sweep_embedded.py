@@ -9,16 +9,12 @@ label-drop probability (Figure 4) and number of steps (Figure 5).
 from configs import embedded
 
 _NOTES = (
-  "What this is: the whole experiment of 'Classifier-Free Diffusion Guidance' "
-  "(arXiv:2207.12598) in minutes, on 4,000 real MNIST digits of 10x10 pixels, "
-  "with the code that ImageNet runs on.",
-  "What it is not: evidence about ImageNet. fd_embedded is a Frechet distance "
-  "in the features of a small classifier trained on these digits, not FID, and "
-  "is_embedded is the Inception-style score by its class probabilities: they "
-  "compare rows of this table only.",
-  "fd_embedded measures against the 4,000 training images, as the paper does, "
-  "fd_embedded_heldout against 1,000 that no model has seen. Precision and "
-  "recall are against the training images.",
+  "The experiment of 'Classifier-Free Diffusion Guidance' (arXiv:2207.12598) "
+  "in minutes, on 4,000 MNIST digits of 10x10 pixels, with the code that runs "
+  "on ImageNet. It says nothing about ImageNet: fd_embedded and is_embedded "
+  "are a Frechet distance and an Inception-style score by a small classifier "
+  "trained on these digits. They are not FID and IS, and compare rows of this "
+  "page only.",
 )
 
 

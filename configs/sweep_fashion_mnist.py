@@ -15,17 +15,11 @@ from configs import fashion_mnist
 from configs import imagenet64_classifier
 
 _NOTES = (
-  "What this is: claims of 'Classifier-Free Diffusion Guidance' "
-  "(arXiv:2207.12598) and of its introduction, tested on Fashion-MNIST (60,000 "
-  "training images, 10,000 held out) with the code that ImageNet runs on.",
-  "What it is not: evidence about ImageNet. fd_fashion is a Frechet distance "
-  "in the features of a small classifier trained on these images, not FID; "
-  "is_fashion is the Inception-style score by its class probabilities. They "
-  "compare rows of this page only, and depend on the number of samples.",
-  "fd_fashion measures against the training images, as the paper does, "
-  "fd_fashion_heldout against images that no model has seen. copied is an "
-  "estimate, from the nearest real images, of the share of samples that are "
-  "copies of training images: about 0 where nothing is, 1 where all is.",
+  "Claims of 'Classifier-Free Diffusion Guidance' (arXiv:2207.12598), tested "
+  "on Fashion-MNIST with the code that runs on ImageNet. They say nothing "
+  "about ImageNet: fd_fashion and is_fashion are a Frechet distance and an "
+  "Inception-style score by a small classifier trained on these images. They "
+  "are not FID and IS, and compare rows of this page only.",
 )
 
 
@@ -51,12 +45,10 @@ def _made_by(config, size):
   """Say how the page is made, and what it leaves open."""
   train, sampling = config.train, config.sampling
   return (
-    f"Made by: make results SIZE={size}. {train.steps} steps of "
-    f"{train.batch_size} images, learning rate {config.optim.learning_rate:g}, "
-    f"{sampling.num_samples} samples a cell, T = {sampling.T} unless said. Not "
-    "known from it: what longer training, larger networks, more samples and "
-    "other data sets would say, and what spread other feature networks would "
-    "add; the seeds are those of training and of sampling."
+    f"Made by make results SIZE={size}: {train.steps} steps of "
+    f"{train.batch_size} images, {sampling.num_samples} samples per cell, "
+    f"T = {sampling.T} unless stated. Seeds vary training and sampling; the "
+    "data and the feature network are the same for all."
   )
 
 

@@ -60,9 +60,13 @@ ALLOWED = {
   "sweep.claims": {"sweep.verdicts"},
   "sweep.report": {
     *("sweep.claims", "sweep.paper", "sweep.plots", "sweep.seeds"),
+    "sweep.verdicts",
   },
   "convert.guided_diffusion": {"diffusion"},
+  "metrics.contrast": {"sampling.store"},
   "metrics.image_sets": {"sampling.store"},
+  "metrics.manifold": {"metrics.scores"},
+  "metrics.splits": {"metrics.scores"},
   "metrics.references": {
     *("metrics.image_sets", "metrics.inception", "metrics.scores"),
   },
@@ -111,20 +115,22 @@ ALLOWED = {
     *("data.images", "networks", "sampling.configured", "sampling.store"),
   },
   "metrics.feature_training": {
-    *("distributed", "data.pipeline", "metrics.extract"),
+    *("config", "distributed", "data.pipeline", "metrics.extract"),
     *("models.feature_net", "pixels", "training.state", "training.steps"),
   },
   "metrics.fid": {
     "validation",
     *("config", "distributed", "convert.inception", "data.sources"),
     *("metrics.collect", "metrics.image_sets", "metrics.inception"),
-    *("metrics.references", "metrics.scores"),
+    *("metrics.manifold", "metrics.references", "metrics.scores"),
+    "metrics.splits",
   },
   "metrics.own": {
     "validation",
     *("config", "distributed", "data.images", "data.prepare", "data.sources"),
     *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
-    *("metrics.neighbours", "metrics.scores"),
+    *("metrics.contrast", "metrics.manifold", "metrics.neighbours"),
+    *("metrics.scores", "metrics.splits"),
   },
   "metrics.evaluate": {
     *("config", "data.sources", "metrics.fid", "metrics.own"),
@@ -134,7 +140,7 @@ ALLOWED = {
   "sweep.runner": {
     "validation",
     *("config", "distributed", "sweep.grid", "sweep.paper", "sweep.planner"),
-    "sweep.report",
+    *("data.sources", "sweep.report"),
     *("lease", "preemption"),
     *("training.loop", "sampling.generate", "metrics.evaluate"),
   },

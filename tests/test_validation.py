@@ -99,6 +99,7 @@ def test_sizes_of_fashion_mnist(name, size):
     ("seeds", (0.5,), "must be an integer"),
     ("claims.confidence", 1.0, "above 0 and below 1"),
     ("claims.alike", 0.9, "above 1"),
+    ("claims.copied_epochs", 0.0, "above 0"),
   ],
 )
 def test_bad_seeds_and_limits_are_refused(field, value, words):

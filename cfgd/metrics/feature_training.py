@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+from typing import Any
+from typing import NamedTuple
 
 from absl import logging
 from etils import epath
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cfgd import config as config_lib
 from cfgd import distributed
 from cfgd import errors
 from cfgd import files
@@ -21,6 +24,26 @@ from cfgd.metrics import extract
 from cfgd.models import feature_net
 from cfgd.training import state as state_lib
 from cfgd.training import steps as steps_lib
+
+# A feature that varies less than this part of the one that varies most does not
+# count in any distance.
+_DEAD = 1e-3
+
+
+class Trained(NamedTuple):
+  """A feature network and what is known of it.
+
+  Attributes:
+    network: Flax module, see `feature_net.FeatureNet`.
+    params: its parameters.
+    digest: hash of the weights.
+    about: feature_net.json: settings, "heldout_accuracy", "dead_features".
+  """
+
+  network: Any
+  params: Any
+  digest: str
+  about: dict
 
 
 def ensure(
@@ -38,9 +61,10 @@ def ensure(
   """Load the feature network from a folder, training it first if need be.
 
   Args:
-    folder: where feature_net.npz and feature_net.json are, or will be.
+    folder: of networks: each has a folder in it, named by a hash of its
+      settings, with feature_net.npz and feature_net.json.
     train: source of training images, see data.sources.
-    held_out: source for its accuracy.
+    held_out: source for its accuracy and its dead features.
     seed: of parameters and data order.
     width: see `feature_net.FeatureNet`.
     num_features: see `feature_net.FeatureNet`.
@@ -49,13 +73,11 @@ def ensure(
     steps: of training.
 
   Returns:
-    (network, params, hash of the weights).
-
-  Raises:
-    errors.UserError: the folder has a network for other images.
+    Trained.
   """
   network = feature_net.FeatureNet(width, num_features, train.num_classes)
   arguments = {
+    "architecture": feature_net.ARCHITECTURE,
     "preprocessing": train.preprocessing,
     "seed": seed,
     "width": width,
@@ -64,22 +86,21 @@ def ensure(
     "batch_size": batch_size,
     "steps": steps,
   }
-  path = epath.Path(folder) / "feature_net.npz"
-  if not path.exists():
+  path = epath.Path(folder) / config_lib.digest(arguments) / "feature_net.npz"
+  if not distributed.agree(path.exists()):
     params = _train(network, train, arguments)
-    _save(path, network, params, held_out, arguments)
-  distributed.barrier("feature network")
-  recorded = json.loads(path.with_suffix(".json").read_text())
-  for field, value in arguments.items():
-    if recorded[field] != value:
-      raise errors.UserError(
-        f"{path} was made with {field}={recorded[field]!r}, not {value!r}: "
-        "choose another metrics.feature_dir or the same settings"
-      )
+    distributed.by_lead(
+      lambda: _save(path, network, params, held_out, arguments)
+    )
   data = path.read_bytes()
   with np.load(io.BytesIO(data)) as arrays:
     params = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-  return network, params, hashlib.sha256(data).hexdigest()[:8]
+  return Trained(
+    network,
+    params,
+    hashlib.sha256(data).hexdigest()[:8],
+    json.loads(path.with_suffix(".json").read_text()),
+  )
 
 
 def _train(network, source, arguments):
@@ -135,16 +156,29 @@ def _train(network, source, arguments):
 def _save(path, network, params, held_out, arguments):
   """Write the weights (last) and what they are."""
   held_out = held_out.read(np.arange(len(held_out)))
-  _, probabilities = extract.extract(
+  features, probabilities = extract.extract(
     network, params, held_out["image"], batch_size=arguments["batch_size"]
   )
   accuracy = np.mean(probabilities.argmax(axis=-1) == held_out["label"])
-  logging.info("Feature network: held-out accuracy %.3f.", accuracy)
-  if not distributed.is_lead():
-    return
-  about = arguments | {"heldout_accuracy": float(accuracy)}
+  dead = count_dead(features)
+  logging.info(
+    "Feature network: held-out accuracy %.3f, %d of %d features dead.",
+    accuracy,
+    dead,
+    features.shape[1],
+  )
+  about = arguments | {
+    "heldout_accuracy": float(accuracy),
+    "dead_features": dead,
+  }
   files.write_atomic(
     path.with_suffix(".json"), json.dumps(about, indent=2) + "\n"
   )
   with files.open_atomic(path) as file:
     np.savez(file, **flax.traverse_util.flatten_dict(params, sep="/"))
+
+
+def count_dead(features):
+  """Return how many columns of features [N, F] are the same for all images."""
+  spread = features.std(axis=0)
+  return int(np.sum(spread <= _DEAD * spread.max()))

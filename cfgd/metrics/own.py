@@ -19,11 +19,14 @@ from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.data import prepare as data_prepare
 from cfgd.data import sources
+from cfgd.metrics import contrast
 from cfgd.metrics import extract
 from cfgd.metrics import feature_training
 from cfgd.metrics import image_sets
+from cfgd.metrics import manifold
 from cfgd.metrics import neighbours
 from cfgd.metrics import scores
+from cfgd.metrics import splits
 
 _SHOWN = 10
 
@@ -50,13 +53,13 @@ def evaluate(config, workdir, samples):
   samples = epath.Path(samples)
   images = _open(config, samples)
   real = reference(config, workdir)
+  return distributed.by_lead(lambda: _evaluate(config, samples, images, real))
+
+
+def _evaluate(config, samples, images, real):
   provenance = {
     "samples_sha256": images.fingerprint,
-    "feature_network": real.name,
-    "reference": real.train.preprocessing,
-    "num_splits": config.metrics.num_splits,
-    "neighbours": config.metrics.neighbours,
-    "reference_features": len(real.rows),
+    **_how(config, real, len(images)),
   }
   stem = samples.name.removesuffix(".npz")
   result = samples.with_name(f"{stem}.metrics.json")
@@ -69,6 +72,7 @@ def evaluate(config, workdir, samples):
     neighbours.nearest(images[:], part) for part in (real.train, real.held_out)
   ]
   metrics = _score(config.metrics, real, images[:])
+  metrics |= _matched(real, images[:], contrast.sample_labels(samples))
   metrics["copied"] = neighbours.copied_share(
     *(distance for _, distance in found), len(real.train), len(real.held_out)
   )
@@ -77,20 +81,65 @@ def evaluate(config, workdir, samples):
     "num_samples": len(images),
     "provenance": provenance,
   }
-  if distributed.is_lead():
-    rows = [images[:_SHOWN]]
-    for part, (index, _) in zip(
-      (real.train, real.held_out), found, strict=True
-    ):
-      rows += [part[i : i + 1] for i in index[:_SHOWN]]
-    picture = image_ops.grid(np.concatenate(rows), len(rows[0]))
-    files.write_atomic(
-      samples.with_name(f"{stem}.neighbours.png"), image_ops.png(picture)
-    )
-    files.write_atomic(result, json.dumps(report, indent=2) + "\n")
-  logging.info(
-    "%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+  rows = [images[:_SHOWN]]
+  for part, (index, _) in zip((real.train, real.held_out), found, strict=True):
+    rows += [part[i : i + 1] for i in index[:_SHOWN]]
+  picture = image_ops.grid(np.concatenate(rows), len(rows[0]))
+  files.write_atomic(
+    samples.with_name(f"{stem}.neighbours.png"), image_ops.png(picture)
   )
+  files.write_atomic(result, json.dumps(report, indent=2) + "\n")
+  logging.info(
+    "%s (IS splits: %d)",
+    ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
+    provenance["num_splits"],
+  )
+  return report
+
+
+def _how(config, real, count):
+  """Return what the scores of `count` images depend on besides them."""
+  return {
+    "feature_network": real.name,
+    "reference": real.train.preprocessing,
+    **splits.about(_edges(config.metrics, count)),
+    "neighbours": config.metrics.neighbours,
+    "reference_features": real.kept,
+  }
+
+
+def held_out(config, workdir, path):
+  """Score real images that no network has seen, as if they were samples.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    workdir: see `reference`.
+    path: of the result; one that is there is kept if it is of the same network.
+
+  Returns:
+    Dict with "metrics", "num_samples" and "about"; None where there are too few
+    such images. See `evaluate.held_out`.
+  """
+  real = reference(config, workdir)
+  count = min(config.sampling.num_samples, len(real.held_out))
+  if count < max(config.metrics.num_splits, config.metrics.neighbours + 1):
+    return None
+  about = _how(config, real, count) | real.about
+  return distributed.by_lead(
+    lambda: _held_out(config.metrics, real, count, about, path)
+  )
+
+
+def _held_out(metrics, real, count, about, path):
+  if path.exists():
+    recorded = json.loads(path.read_text())
+    if recorded["about"] == about:
+      return recorded
+  images = real.held_out[:][image_sets.draw(len(real.held_out), count)]
+  scored = _score(metrics, real, images)
+  del scored[f"fd_{real.label}_heldout"]  # of images against themselves
+  report = {"metrics": scored, "num_samples": count, "about": about}
+  files.write_atomic(path, json.dumps(report, indent=2) + "\n")
   return report
 
 
@@ -122,15 +171,15 @@ def reference(config, workdir):
 
   Args:
     config: ConfigDict of configs/base.py's fields.
-    workdir: the classifier is kept in it unless metrics.feature_dir names
-      another place.
+    workdir: the classifier is kept in its feature_net/ unless
+      metrics.feature_dir names another place, there in a folder that is named
+      by a hash of how it is trained.
 
   Returns:
     Reference.
 
   Raises:
-    errors.UserError: the data is missing, or the classifier that is there was
-      trained in another way.
+    errors.UserError: the data is missing.
   """
   metrics = config.metrics
   return _reference(
@@ -155,15 +204,21 @@ def _reference(
   train, held_out = (
     sources.load(source, split, **data) for split in ("train", "heldout")
   )
-  network, params, digest = feature_training.ensure(
-    folder, train, held_out, **dict(training)
-  )
+  trained = feature_training.ensure(folder, train, held_out, **dict(training))
   return Reference(
-    functools.partial(extract.extract, network, params, batch_size=batch_size),
+    functools.partial(
+      extract.extract, trained.network, trained.params, batch_size=batch_size
+    ),
     image_sets.SourceImages(train),
     image_sets.SourceImages(held_out),
+    source=train,
     label=label,
-    name=f"{label}-{digest}",
+    about={
+      "feature_network": f"{label}-{trained.digest}",
+      "feature_network_accuracy": trained.about["heldout_accuracy"],
+      "dead_features": trained.about["dead_features"],
+      "num_features": trained.about["num_features"],
+    },
     keep=keep,
     neighbour=neighbour,
   )
@@ -177,14 +232,30 @@ class Reference:
     train: SourceImages.
     held_out: SourceImages.
     label: what its metrics are called after.
-    name: of the classifier, with the hash of its weights, so that numbers from
-      different ones are not taken for comparable.
+    about: dict of what is known of the classifier: "feature_network_accuracy"
+      (on held-out images), "dead_features" of "num_features", and
+      "feature_network", see `name`.
   """
 
-  def __init__(self, extract, train, held_out, *, label, name, keep, neighbour):
-    self.extract, self.label, self.name = extract, label, name
-    self.train, self.held_out = train, held_out
+  def __init__(
+    self, extract, train, held_out, *, source, label, about, keep, neighbour
+  ):
+    self.extract, self.label, self.about = extract, label, about
+    self.train, self.held_out, self._source = train, held_out, source
     self._keep, self._neighbour = keep, neighbour
+
+  @property
+  def name(self):
+    """The classifier's, with the hash of its weights.
+
+    Numbers from different ones are not comparable.
+    """
+    return self.about["feature_network"]
+
+  @property
+  def kept(self):
+    """Number of the training images that precision and recall are against."""
+    return min(self._keep, len(self.train))
 
   @functools.cached_property
   def _features(self):
@@ -193,14 +264,17 @@ class Reference:
   @functools.cached_property
   def rows(self):
     """Features of a part of the training images, [K, F]."""
-    # Always the same part, in order.
-    order = np.random.default_rng(0).permutation(len(self.train))
-    return self._features[np.sort(order[: self._keep])]
+    return self._features[image_sets.draw(len(self.train), self._keep)]
+
+  @functools.cached_property
+  def histograms(self):
+    """Histograms of the training images by class, see `contrast`."""
+    return contrast.histograms(self._source)
 
   @functools.cached_property
   def radii(self):
     """Squared distance of each row to its neighbour, for precision, [K]."""
-    return scores.neighbour_radii(self.rows, self._neighbour)
+    return manifold.neighbour_radii(self.rows, self._neighbour)
 
   @functools.cached_property
   def statistics(self):
@@ -218,22 +292,35 @@ def _statistics(features):
   return scores.mean_and_covariance(moments)
 
 
+def _edges(metrics, count):
+  return splits.edges(count, metrics.num_splits)
+
+
 def _score(metrics, real, images):
   features, probabilities = real.extract(images)
   statistics = _statistics(features)
-  mean, std = scores.inception_score(
-    probabilities, metrics.num_splits, np.random.default_rng(0)
-  )
-  precision, recall = scores.precision_recall(
+  precision, recall = manifold.precision_recall(
     real.rows, features, metrics.neighbours, real_radii=real.radii
   )
   distance = functools.partial(scores.frechet_distance, *statistics)
   values = {
     f"fd_{real.label}": distance(*real.statistics),
     f"fd_{real.label}_heldout": distance(*real.held_out_statistics),
-    f"is_{real.label}": mean,
-    f"is_{real.label}_std": std,
+    **splits.inception_score(
+      f"is_{real.label}", probabilities, _edges(metrics, len(images))
+    ),
     "precision": precision,
     "recall": recall,
   }
   return {name: float(value) for name, value in values.items()}
+
+
+def _matched(real, images, labels):
+  """Return the distance of samples with the real images' histograms, if any."""
+  if labels is None:
+    return {}
+  if not contrast.fits(images, labels, len(real.histograms)):
+    return {}
+  features, _ = real.extract(contrast.match(images, labels, real.histograms))
+  distance = scores.frechet_distance(*_statistics(features), *real.statistics)
+  return {f"fd_{real.label}_matched": float(distance)}

@@ -3,7 +3,9 @@
 Ours are an .npz with mu, sigma, mu_s, sigma_s (of the spatial features), the
 features of a part of the images, and `about`: JSON that says of what images, by
 which protocol and network. guided-diffusion's have the first four, and images
-as arr_0; pytorch-fid's have mu and sigma.
+as arr_0; pytorch-fid's have mu and sigma alone. Features of one Inception by
+different protocols differ by more than good models do, so a file without
+`about` is taken for its form's protocol.
 """
 
 import dataclasses
@@ -21,6 +23,12 @@ from cfgd.metrics import image_sets
 from cfgd.metrics import inception
 from cfgd.metrics import scores
 
+# Protocol of the features in others' files: what they are called, by what.
+_FORMS = {
+  "adm": "guided-diffusion's form (mu_s or arr_0 beside mu)",
+  "pytorch_fid": "pytorch-fid's form (mu and sigma alone)",
+}
+
 
 @dataclasses.dataclass(eq=False)
 class Reference:
@@ -32,6 +40,8 @@ class Reference:
     rows: [K, 2048] features for precision, recall and KID, or None.
     about: dict of what this is; "foreign" where others made it.
     has_images: whether arr_0 beside it has images to take rows from.
+    form: protocol that the form of others' statistics stands for; "" of ours,
+      whose `about` has it.
   """
 
   statistics: tuple[np.ndarray, np.ndarray]
@@ -39,6 +49,7 @@ class Reference:
   rows: np.ndarray | None
   about: dict
   has_images: bool = False
+  form: str = ""
 
   @functools.cached_property
   def root(self):
@@ -118,11 +129,11 @@ def _read(path, mtime):
       pairs = [_pair(arrays, suffix) for suffix in ("", "_s")]
       rows = arrays.get("features")
       has_images = "arr_0" in arrays
-      about = (
-        json.loads(str(arrays["about"]))
-        if "about" in arrays
-        else _foreign(path, has_images)
-      )
+      if "about" in arrays:
+        about, form = json.loads(str(arrays["about"])), ""
+      else:
+        about = _foreign(path, has_images)
+        form = "adm" if has_images or pairs[1] else "pytorch_fid"
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise errors.UserError(
       f"{path}: not an .npz of statistics ({error})"
@@ -130,7 +141,7 @@ def _read(path, mtime):
   dims = inception.NUM_FEATURES, inception.NUM_SPATIAL
   for pair, dim, name in zip(pairs, dims, ("mu", "mu_s"), strict=True):
     _check(path, name, pair, dim)
-  return Reference(*pairs, rows, about, has_images)
+  return Reference(*pairs, rows, about, has_images, form)
 
 
 def _foreign(path, has_images):
@@ -189,3 +200,22 @@ def check(about, wanted, name):
         f"reference {name} has {field} {found}, not {value}: make one that "
         "fits with --make_reference"
       )
+
+
+def check_form(reference, protocol, name):
+  """Refuse others' statistics whose form is that of another protocol.
+
+  Args:
+    reference: Reference.
+    protocol: metrics.protocol.
+    name: of the reference, for the message.
+
+  Raises:
+    errors.UserError: naming both protocols and what to do.
+  """
+  if reference.form not in ("", protocol):
+    raise errors.UserError(
+      f"reference {name} is of {_FORMS[reference.form]}, not of "
+      f"metrics.protocol={protocol}: set --config.metrics.protocol="
+      f"{reference.form}, or make one from its images with --make_reference"
+    )

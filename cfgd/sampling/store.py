@@ -81,5 +81,14 @@ def complete(folder):
 
 def read_images(folder, start, stop):
   """Return the images [n, H, W, C] uint8 of one chunk."""
+  return _read_array("images", folder, start, stop)
+
+
+def read_labels(folder, start, stop):
+  """Return the labels [n] of one chunk."""
+  return _read_array("labels", folder, start, stop)
+
+
+def _read_array(name, folder, start, stop):
   with np.load(io.BytesIO(_path(folder, start, stop).read_bytes())) as chunk:
-    return chunk["images"]
+    return chunk[name]

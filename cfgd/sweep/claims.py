@@ -1,7 +1,8 @@
 """The paper's claims, tested on the cells of a sweep with several seeds.
 
-What a statistic says of a claim is decided in `verdicts`. A claim whose cells a
-sweep does not have is left out.
+`CLAIMS` has all of them, in the order of the report; the functions below
+compute their statistics, and `verdicts` decides by them. A claim whose cells a
+sweep lacks is left out.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,147 @@ from collections.abc import Sequence
 import itertools
 import math
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from cfgd.sweep import verdicts
+
+
+class Kind(NamedTuple):
+  """A claim before it has values.
+
+  Attributes:
+    primary: whether it is one of the paper's main statements, which share one
+      error rate. The others ask more closely, or ask what the paper does not,
+      and are not corrected for each other.
+    source: who claims it.
+    text: what is claimed, a template.
+    statistic: what is computed of each seed, a template.
+  """
+
+  primary: bool
+  source: str
+  text: str
+  statistic: str
+
+
+CLAIMS = {
+  "best_w": Kind(
+    primary=True,
+    source="Tables 1 and 2",
+    text="The best distance is at a small w, 0 < w <= {small_w:g}",
+    statistic="lowest distance of w = 0 and larger w, over the lowest of small "
+    "w (both w chosen on the other seeds)",
+  ),
+  "distance": Kind(
+    primary=True,
+    source="Tables 1 and 2",
+    text="The greatest w is worse in distance than w = 0",
+    statistic="distance at the greatest w over that at w = 0",
+  ),
+  "score": Kind(
+    primary=True,
+    source="Tables 1 and 2",
+    text="The score is higher at the greatest w than at w = 0",
+    statistic="score at the greatest w over that at w = 0",
+  ),
+  "p_uncond": Kind(
+    primary=True,
+    source="Section 4.2, Figure 4",
+    text="p_uncond = {one:g} is worse than {other:g} over the frontier",
+    statistic="distance of {one:g} over that of {other:g}, mean over equal "
+    "scores",
+  ),
+  "p_uncond_alike": Kind(
+    primary=True,
+    source="Section 4.2, Figure 4",
+    text="p_uncond = {other:g} and {one:g} are alike over the frontier",
+    statistic="distance of {one:g} over that of {other:g}, mean over equal "
+    "scores",
+  ),
+  "T": Kind(
+    primary=True,
+    source="Section 4.3, Figure 5",
+    text="T = {middle} is better than T = {fewest}",
+    statistic="lowest distance of T = {fewest} over that of T = {middle} (both "
+    "w chosen on the other seeds)",
+  ),
+  "T_gain": Kind(
+    primary=False,
+    source="Section 4.3, Figure 5",
+    text="From T = {middle} to {most} there is less to gain than up to "
+    "{middle}",
+    statistic="the ratio of T = {fewest} to {middle} over that of {middle} to "
+    "{most} (each w chosen on the other seeds)",
+  ),
+  "score_steps": Kind(
+    primary=False,
+    source="Tables 1 and 2",
+    text="The score rises with every step of w",
+    statistic="smallest ratio of the scores at neighbouring w (which, the "
+    "other seeds say)",
+  ),
+  "precision": Kind(
+    primary=False,
+    source="fidelity for diversity, introduction",
+    text="Precision rises from w = 0 to the greatest w",
+    statistic="precision at the greatest w less that at w = 0",
+  ),
+  "recall": Kind(
+    primary=False,
+    source="fidelity for diversity, introduction",
+    text="Recall falls from w = 0 to the greatest w",
+    statistic="recall at w = 0 less that at the greatest w",
+  ),
+  "held_out": Kind(
+    primary=False,
+    source="ours, beside the first",
+    text="Also by held-out images the best is at a small w, w <= {small_w:g}",
+    statistic="as the first, to held-out images",
+  ),
+  "classifier": Kind(
+    primary=False,
+    source="arXiv:2105.05233",
+    text="Guidance by a classifier improves the distance, too",
+    statistic="distance at w = 0 over the lowest of classifier guidance (w "
+    "chosen on the other seeds)",
+  ),
+  "classifier_alike": Kind(
+    primary=False,
+    source="introduction",
+    text="It traces a frontier like that of classifier-free guidance",
+    statistic="its distance over that of classifier-free guidance, mean over "
+    "equal scores",
+  ),
+  "score_scale": Kind(
+    primary=False,
+    source="introduction, of arXiv:2105.05233",
+    text="Scaling the score does not reach what guidance does",
+    statistic="lowest distance over score_scale at w = 0, over guidance's at a "
+    "small w (both chosen on the other seeds)",
+  ),
+  "noise_scale": Kind(
+    primary=False,
+    source="introduction, of arXiv:2105.05233",
+    text="Reducing the noise does not reach what guidance does",
+    statistic="lowest distance over noise_scale at w = 0, over guidance's at a "
+    "small w (both chosen on the other seeds)",
+  ),
+  "ablation": Kind(
+    primary=False,
+    source="ours: an ablation",
+    text="{name} = {value} is worse than the config's, at w = {w:g}",
+    statistic="its distance over that of the main curve",
+  ),
+  "copied": Kind(
+    primary=False,
+    source="ours",
+    text="No training images are copied",
+    statistic="share of copies, estimated by nearest images, mean over the "
+    "main curve",
+  ),
+}
 
 
 def test(
@@ -24,8 +162,10 @@ def test(
   alike: float,
   small_w: float,
   copied: float,
+  copied_epochs: float,
+  epochs: float | None,
 ) -> list[verdicts.Claim]:
-  """Return the claims that the cells of a sweep can test.
+  """Return the claims that the cells of a sweep can test, primary ones first.
 
   Args:
     cells: finished cells of all seeds.
@@ -35,6 +175,9 @@ def test(
     alike: largest ratio of two distances that are called alike.
     small_w: up to which w guidance is small.
     copied: up to which share of copied samples nothing is said to be copied.
+    copied_epochs: how often training must have seen each image before the
+      absence of copies says something.
+    epochs: how often it has; None where that is unknown.
   """
   seeds = _by_seed(cells, distance, score, main)
   found = [
@@ -45,9 +188,16 @@ def test(
     *_about_classifier(seeds, alike),
     *_about_temperature(seeds, small_w),
     *_about_ablations(seeds),
-    *_about_copying(seeds, copied),
+    *(_about_copying(seeds, copied) if can_copy(epochs, copied_epochs) else ()),
   ]
-  return [claim for claim in found if claim]
+  order = list(CLAIMS)
+  found.sort(key=lambda claim: order.index(claim[0]))
+  return [claim for _, claim in found]
+
+
+def can_copy(epochs: float | None, needed: float) -> bool:
+  """Say whether a model has seen its images often enough to copy them."""
+  return epochs is not None and epochs >= needed
 
 
 def _by_seed(cells, distance, score, main):
@@ -113,9 +263,6 @@ class _Seed:
       [[m[self._score], m[self._distance]] for m in [*also, *chosen]]
     ).reshape(-1, 2)
 
-  def p_unconds(self):
-    return sorted({c["p_uncond"] for c in self._cells if not _plain(c)})
-
   def steps(self):
     return sorted(
       {
@@ -142,17 +289,53 @@ def _plain(cell):
   return dict(cell.get("fields", {}))
 
 
-def _claim(text, source, statistic, values, neutral=1.0, alike=None):
-  """Return a Claim, or None without values: the sweep lacks the cells."""
-  if not values:
-    return None
-  return verdicts.Claim(text, source, statistic, tuple(values), neutral, alike)
+def _claim(name, values, /, neutral=1.0, alike=None, pairs=None, **fields):
+  """Yield (name, Claim); nothing without values: the sweep lacks the cells."""
+  kind = CLAIMS[name]
+  if len(values):
+    yield (
+      name,
+      verdicts.Claim(
+        kind.text.format(**fields),
+        kind.source,
+        kind.statistic.format(**fields),
+        tuple(map(float, values)),
+        neutral,
+        alike,
+        kind.primary,
+        pairs,
+      ),
+    )
+
+
+def _of_bests(name, above, below, /, **fields):
+  """Yield the claim that the lowest of `above` is above that of `below`.
+
+  Args:
+    name: of CLAIMS.
+    above: {place: distance} of each seed.
+    below: the same, at other places or of other models.
+    **fields: of the templates.
+  """
+  high, low = verdicts.table(above), verdicts.table(below)
+  if len(high) and len(low):
+    values = [
+      _ratio(*lowest)
+      for lowest in zip(
+        verdicts.chosen_elsewhere(above),
+        verdicts.chosen_elsewhere(below),
+        strict=True,
+      )
+    ]
+    pairs = _ratio(high[:, None], low)
+    yield from _claim(name, values, pairs=pairs, **fields)
 
 
 def _ratio(above, below):
   """Return above / below, nan unless both are positive and finite."""
-  good = above > 0 and below > 0 and math.isfinite(above + below)
-  return above / below if good else math.nan
+  above, below = np.broadcast_arrays(above, below)
+  good = (above > 0) & (below > 0) & np.isfinite(above + below)
+  return np.divide(above, below, where=good, out=np.full(good.shape, math.nan))
 
 
 # The claims, each from the curves of all seeds.
@@ -162,207 +345,145 @@ def _small(curve, small_w):
   return {w: value for w, value in curve.items() if 0 < w <= small_w}
 
 
-def _best_at_small_w(curves, small_w):
-  """Return the best of w = 0 and large w, over small w's best, per seed."""
-  if not all(_small(curve, small_w) and 0 in curve for curve in curves):
-    return []
-  best = verdicts.chosen_elsewhere([_small(curve, small_w) for curve in curves])
-  return [
-    _ratio(min(v for w, v in curve.items() if not 0 < w <= small_w), low)
-    for curve, low in zip(curves, best, strict=True)
-  ]
+def _best_at_small_w(name, curves, small_w):
+  if all(0 in curve for curve in curves):
+    small = [_small(curve, small_w) for curve in curves]
+    others = [
+      {w: value for w, value in curve.items() if not 0 < w <= small_w}
+      for curve in curves
+    ]
+    yield from _of_bests(name, others, small, small_w=small_w)
 
 
 def _ends(curves):
-  """Return (value at w = 0, at the greatest w) per curve, or nothing."""
+  """Return (values at w = 0, at the greatest w) over seeds, or nothing."""
   if not all(0 in curve and max(curve) > 0 for curve in curves):
-    return []
-  return [(curve[0], curve[max(curve)]) for curve in curves]
+    return np.empty((2, 0))
+  return np.array([(curve[0], curve[max(curve)]) for curve in curves]).T
 
 
 def _about_w(seeds, small_w):
   distances = [seed.distances() for seed in seeds]
   scores = [seed.scores() for seed in seeds]
-  guided = [[s for w, s in curve.items() if w >= 0] for curve in scores]
-  yield _claim(
-    f"The best distance is at a small w, 0 < w <= {small_w:g}",
-    "Tables 1 and 2",
-    "lowest distance of w = 0 and of larger w, over that of small w (which w, "
-    "the other seeds say)",
-    _best_at_small_w(distances, small_w),
+  yield from _best_at_small_w("best_w", distances, small_w)
+  start, end = _ends(distances)
+  yield from _claim("distance", _ratio(end, start))
+  start, end = _ends(scores)
+  yield from _claim("score", _ratio(end, start))
+  if len(start):
+    yield from _every_step(scores)
+  for name, sign in (("precision", 1), ("recall", -1)):
+    start, end = _ends([seed.values(name) for seed in seeds])
+    yield from _claim(name, sign * (end - start), neutral=0.0)
+
+
+def _every_step(scores):
+  guided = [{w: s for w, s in curve.items() if w >= 0} for curve in scores]
+  steps = [
+    {ws: float(_ratio(curve[ws[1]], curve[ws[0]])) for ws in _pairwise(curve)}
+    for curve in guided
+  ]
+  # That each step is above 1 needs no correction, that some is not does.
+  pairs = verdicts.table(steps)[:, None]
+  yield from _claim(
+    "score_steps", verdicts.chosen_elsewhere(steps), pairs=pairs
   )
-  yield _claim(
-    "The greatest w is worse in distance than w = 0",
-    "Tables 1 and 2",
-    "distance at the greatest w over that at w = 0",
-    [_ratio(end, start) for start, end in _ends(distances)],
-  )
-  yield _claim(
-    "The score is higher at the greatest w than at w = 0",
-    "Tables 1 and 2",
-    "score at the greatest w over that at w = 0",
-    [_ratio(end, start) for start, end in _ends(scores)],
-  )
-  yield _claim(
-    "The score rises with every step of w",
-    "Tables 1 and 2",
-    "smallest ratio of the scores at neighbouring w",
-    [
-      min(_ratio(b, a) for a, b in itertools.pairwise(curve))
-      for curve in guided
-    ]
-    if _ends(scores)
-    else [],
-  )
-  for name, sign, text in (
-    ("precision", 1, "Precision rises from w = 0 to the greatest w"),
-    ("recall", -1, "Recall falls from w = 0 to the greatest w"),
-  ):
-    yield _claim(
-      text,
-      "fidelity for diversity, introduction",
-      f"{name} at the greatest w less that at w = 0"
-      if sign > 0
-      else f"{name} at w = 0 less that at the greatest w",
-      [
-        sign * (end - start)
-        for start, end in _ends([seed.values(name) for seed in seeds])
-      ],
-      neutral=0.0,
-    )
+
+
+def _pairwise(curve):
+  return list(itertools.pairwise(sorted(curve)))
 
 
 def _about_held_out(cells, distance, score, main, small_w):
   """The first claim again, by images that no model has seen."""
   name = f"{distance}_heldout"
   cells = [c for c in cells if name in c["metrics"]]
-  curves = _by_seed(cells, name, score, main) if cells else []
-  yield _claim(
-    f"Also by held-out images the best is at a small w, w <= {small_w:g}",
-    "ours, beside the first",
-    "as the first, to held-out images",
-    _best_at_small_w([curve.distances() for curve in curves], small_w),
-  )
+  if cells:
+    curves = _by_seed(cells, name, score, main)
+    distances = [curve.distances() for curve in curves]
+    yield from _best_at_small_w("held_out", distances, small_w)
 
 
 def _about_p_uncond(seeds, alike):
-  there = set.intersection(*(set(seed.p_unconds()) for seed in seeds))
-  for one, other, same in ((0.5, 0.1, 0), (0.5, 0.2, 0), (0.2, 0.1, 1)):
-    if {one, other} <= there:
-      yield _claim(
-        f"p_uncond = {other:g} and {one:g} are alike over the frontier"
-        if same
-        else f"p_uncond = {one:g} is worse than {other:g} over the frontier",
-        "Section 4.2, Figure 4",
-        f"distance of {one:g} over that of {other:g}, mean over equal scores",
-        [_p_uncond_ratio(seed, one, other) for seed in seeds],
-        alike=alike if same else None,
-      )
-
-
-def _p_uncond_ratio(seed, one, other):
-  """Return the ratio of two models' frontiers over the w that both have."""
-  both = set(seed.metrics(p_uncond=one)) & set(seed.metrics(p_uncond=other))
-  return verdicts.frontier_ratio(
-    seed.frontier(only=both, p_uncond=one),
-    seed.frontier(only=both, p_uncond=other),
-  )
+  for name, one, other, limit in (
+    ("p_uncond", 0.5, 0.1, None),
+    ("p_uncond", 0.5, 0.2, None),
+    ("p_uncond_alike", 0.2, 0.1, alike),
+  ):
+    both = set.intersection(
+      *(set(seed.metrics(p_uncond=p)) for seed in seeds for p in (one, other))
+    )
+    if len(both) > 1:  # one point is no curve
+      values = [
+        verdicts.frontier_ratio(
+          seed.frontier(only=both, p_uncond=one),
+          seed.frontier(only=both, p_uncond=other),
+        )
+        for seed in seeds
+      ]
+      yield from _claim(name, values, alike=limit, one=one, other=other)
 
 
 def _about_steps(seeds):
   steps = sorted(set.intersection(*(set(seed.steps()) for seed in seeds)))
   if len(steps) < 3:
     return
-  best = {T: _best_at(seeds, T, steps) for T in steps}
-  if not all(best.values()):
-    return
-  fewest, middle, most = steps[0], steps[len(steps) // 2], steps[-1]
-  gains, more = (
-    [_ratio(a, b) for a, b in zip(best[p], best[q], strict=True)]
-    for p, q in ((fewest, middle), (middle, most))
-  )
-  yield _claim(
-    f"T = {middle} is better than T = {fewest}",
-    "Section 4.3, Figure 5",
-    f"best distance of T = {fewest} over that of T = {middle}",
-    gains,
-  )
-  yield _claim(
-    f"From T = {middle} to {most} there is less to gain than up to {middle}",
-    "Section 4.3, Figure 5",
-    f"the ratio of T = {fewest} to {middle} over that of {middle} to {most}",
-    [_ratio(a, b) for a, b in zip(gains, more, strict=True)],
-  )
-
-
-def _best_at(seeds, T, all_steps):
-  """Return the best distance of a T per seed, over the w that every T has."""
   common = set.intersection(
-    *(set(seed.distances(T=other)) for seed in seeds for other in all_steps)
+    *(set(seed.distances(T=T)) for seed in seeds for T in steps)
   )
-  curves = [seed.distances(T=T) for seed in seeds]
-  curves = [{w: curve[w] for w in common} for curve in curves]
-  return verdicts.chosen_elsewhere(curves) if common else None
+  if not common:
+    return
+  at = dict(fewest=steps[0], middle=steps[len(steps) // 2], most=steps[-1])
+  few, middle, most = (
+    [{w: seed.distances(T=T)[w] for w in common} for seed in seeds]
+    for T in at.values()
+  )
+  yield from _of_bests("T", few, middle, **at)
+  # (few / middle) / (middle / most): the lowest of products few x most over
+  # the lowest of squares.
+  best = [
+    np.array(verdicts.chosen_elsewhere(curves))
+    for curves in (few, middle, most)
+  ]
+  values = _ratio(best[0] * best[2], best[1] ** 2)
+  few, middle, most = map(verdicts.table, (few, middle, most))
+  products = (few[:, None] * most).reshape(-1, 1, len(seeds))
+  pairs = _ratio(products, middle**2)
+  yield from _claim("T_gain", values, pairs=pairs, **at)
 
 
 def _about_classifier(seeds, alike):
   if not all("classifier" in seed.fields("guidance") for seed in seeds):
     return
-  curves = [seed.distances(guidance="classifier") for seed in seeds]
   unguided = [seed.metrics().get(0) for seed in seeds]
   if not all(unguided):
     return
-  plain = [seed.distances()[0] for seed in seeds]
-  yield _claim(
-    "Guidance by a classifier improves the distance, too",
-    "arXiv:2105.05233",
-    "distance at w = 0 over the best of classifier guidance (which w, the "
-    "other seeds say)",
-    [
-      _ratio(start, low)
-      for start, low in zip(
-        plain, verdicts.chosen_elsewhere(curves), strict=True
-      )
-    ],
+  yield from _of_bests(
+    "classifier",
+    [{0: seed.distances()[0]} for seed in seeds],
+    [seed.distances(guidance="classifier") for seed in seeds],
   )
-  yield _claim(
-    "It traces a frontier like that of classifier-free guidance",
-    "introduction",
-    "its distance over that of classifier-free guidance, mean over equal "
-    "scores",
-    [
-      verdicts.frontier_ratio(
-        seed.frontier(also=[start], guidance="classifier"), seed.frontier()
-      )
-      for seed, start in zip(seeds, unguided, strict=True)
-    ],
-    alike=alike,
-  )
+  ratios = [
+    verdicts.frontier_ratio(
+      seed.frontier(also=[start], guidance="classifier"), seed.frontier()
+    )
+    for seed, start in zip(seeds, unguided, strict=True)
+  ]
+  yield from _claim("classifier_alike", ratios, alike=alike)
 
 
 def _about_temperature(seeds, small_w):
-  curves = [_small(seed.distances(), small_w) for seed in seeds]
-  if not all(curves):
-    return
-  guided = verdicts.chosen_elsewhere(curves)
-  for name, text in (
-    ("score_scale", "Scaling the score"),
-    ("noise_scale", "Reducing the noise"),
-  ):
-    lows = [
-      [seed.distances(**{name: v}).get(0) for v in seed.fields(name)]
+  guided = [_small(seed.distances(), small_w) for seed in seeds]
+  for name in ("score_scale", "noise_scale"):
+    colder = [
+      {
+        value: found[0]
+        for value in seed.fields(name)
+        if 0 in (found := seed.distances(**{name: value}))
+      }
       for seed in seeds
     ]
-    if all(low and None not in low for low in lows):
-      yield _claim(
-        f"{text} does not reach what guidance does",
-        "introduction, of arXiv:2105.05233",
-        f"lowest distance over {name} at w = 0 (of each seed its own), over "
-        "guidance's at a small w",
-        [
-          _ratio(min(low), best) for low, best in zip(lows, guided, strict=True)
-        ],
-      )
+    yield from _of_bests(name, colder, guided)
 
 
 def _about_ablations(seeds):
@@ -374,22 +495,12 @@ def _about_ablations(seeds):
       ]
       common = set.intersection(*(set(a) & set(b) for a, b in curves))
       for w in sorted(common):
-        yield _claim(
-          f"{name} = {value} is worse than the config's, at w = {w:g}",
-          "ours: an ablation",
-          "its distance over that of the main curve",
-          [_ratio(other[w], main[w]) for other, main in curves],
-        )
+        ratios = [float(_ratio(other[w], main[w])) for other, main in curves]
+        yield from _claim("ablation", ratios, name=name, value=value, w=w)
 
 
 def _about_copying(seeds, copied):
   values = [list(seed.values("copied").values()) for seed in seeds]
   if all(values):
-    yield _claim(
-      "No training images are copied",
-      "ours",
-      "share of copies, estimated by nearest images, mean over the main curve",
-      [float(np.mean(v)) for v in values],
-      neutral=0.0,
-      alike=copied,
-    )
+    means = [np.mean(v) for v in values]
+    yield from _claim("copied", means, neutral=0.0, alike=copied)

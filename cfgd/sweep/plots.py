@@ -40,6 +40,11 @@ NEIGHBOURS = (
   "image, and the nearest held-out image, by squared difference."
 )
 
+_BARS = "Bars: one standard deviation over the seeds, to either side."
+_REAL = "real images"
+_REAL_CAPTION = "Dotted: held-out real images."
+# Of the highest to the lowest value, from which on an axis is logarithmic.
+_LOG_RATIO = 5
 _BESIDE = "Dashed, hollow: the paper's {}."
 
 
@@ -141,11 +146,23 @@ def frontier_figure(
 
 
 def over_w_figure(
-  curves: Sequence[Curve], distance: str, score: str, title: str
+  curves: Sequence[Curve],
+  distance: str,
+  score: str,
+  title: str,
+  real: Mapping[str, float],
 ) -> figure.Figure | None:
-  """Draw distance and score over w, or return None if no point is finite."""
+  """Draw distance and score over w, or return None if no point is finite.
+
+  Args:
+    curves: the lines.
+    distance: see `write`.
+    score: see `write`.
+    title: of the legend.
+    real: metrics of real images, which become dotted lines; {} for none.
+  """
   fig = figure.Figure((5.0, 4.2), layout="constrained")
-  return _draw(fig, [(0, 2), (0, 1)], curves, distance, score, title)
+  return _draw(fig, [(0, 2), (0, 1)], curves, distance, score, title, real)
 
 
 def samples_figure(cells: Sequence[Cell]) -> figure.Figure:
@@ -237,11 +254,13 @@ def _label(values):
   return ", ".join(f"{k} = {v:g}" for k, v in values.items())
 
 
-def draw_all(cells, grids, distance, score, beside):
+def draw_all(cells, grids, distance, score, beside, real):
   """Draws what can be drawn: file name to caption and PNG bytes."""
   if not cells:
     return {}
   names = distance, score
+  bars = f" {_BARS}" if any(c.get("spread") for c in cells) else ""
+  dots = f" {_REAL_CAPTION}" if set(names) & set(real) else ""
   drawn = {}
   lines = variant_curves(
     select(cells, commonest(cells, "p_uncond", "T")), *names
@@ -251,7 +270,8 @@ def draw_all(cells, grids, distance, score, beside):
     fixed = commonest(cells, "p_uncond", "T")
     drawn["frontier_variant"] = (
       f"{distance} over {score}, one curve per way of guiding, "
-      f"{_label(fixed)}; the numbers are w, or the field that the label names.",
+      f"{_label(fixed)}; the numbers are w, or the field that the label names."
+      f"{bars}",
       frontier_figure(lines, *names, title=_label(fixed)),
     )
   cells = select(cells, {"variant": ""}) or cells
@@ -264,7 +284,7 @@ def draw_all(cells, grids, distance, score, beside):
     drawn[f"frontier_{axis}"] = (
       f"{distance} over {score}, one curve per {axis}, {_label(fixed)}; the "
       f"numbers are w. The form of the paper's Figure {number}."
-      f"{_said_of(theirs, beside)}",
+      f"{_said_of(theirs, beside)}{bars}",
       frontier_figure([*lines, *theirs], *names, title=_label(fixed)),
     )
   main = commonest(cells, "p_uncond", "T")
@@ -274,8 +294,9 @@ def draw_all(cells, grids, distance, score, beside):
     for k in printed_curves(beside, "T", main, *names)
   ]
   drawn["over_w"] = (
-    f"{distance} and {score} over w, {line.label}.{_said_of(theirs, beside)}",
-    over_w_figure([line, *theirs], *names, title=""),
+    f"{distance} and {score} over w, {line.label}."
+    f"{_said_of(theirs, beside)}{bars}{dots}",
+    over_w_figure([line, *theirs], *names, title="", real=real),
   )
   drawn["samples"] = SAMPLES, samples_figure(grids) if grids else None
   best = [c for c in select(cells, main) if c["best"]]
@@ -300,7 +321,7 @@ def _style(line, labels):
   return style
 
 
-def _draw(fig, panels, curves, distance, score, title):
+def _draw(fig, panels, curves, distance, score, title, real=()):
   """Draws all curves in each panel: two columns of their points."""
   names = "guidance strength w (s = 1 + w)", score, distance
   labels = list(dict.fromkeys(line.label for line in curves))
@@ -322,7 +343,11 @@ def _draw(fig, panels, curves, distance, score, title):
       heights += [*points[good, y]]
     if not heights:
       return None
-    if min(heights) > 0 and max(heights) > 20 * min(heights):
+    if names[y] in real and math.isfinite(real[names[y]]):
+      style = {"color": "black", "linestyle": ":", "linewidth": 1}
+      ax.axhline(real[names[y]], label=_REAL, **style)
+      heights.append(real[names[y]])
+    if min(heights) > 0 and max(heights) > _LOG_RATIO * min(heights):
       ax.set_yscale("log")
       ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       ax.yaxis.set_major_formatter("{x:g}")

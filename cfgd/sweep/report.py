@@ -2,7 +2,8 @@
 
 Where a sweep names a table of Ho & Salimans (arXiv:2207.12598), its printed
 numbers stand beside ours. Cells of several seeds become one row, with their
-spread, and the paper's claims are tested on them.
+spread, and the paper's claims are tested on them. Real images that were held
+out, scored as the samples are, have a row of their own.
 """
 
 import base64
@@ -16,6 +17,7 @@ import json
 import math
 import re
 from typing import Any
+from typing import NamedTuple
 
 from etils import epath
 import numpy as np
@@ -25,6 +27,7 @@ from cfgd.sweep import claims as claims_lib
 from cfgd.sweep import paper as paper_lib
 from cfgd.sweep import plots
 from cfgd.sweep import seeds
+from cfgd.sweep import verdicts
 
 _MAX_GRIDS = 8
 _COLUMNS = (
@@ -64,14 +67,51 @@ _PAGE = """<!DOCTYPE html>
 _BOLD = "Bold: the lowest {} of each (p_uncond, T, variant)."
 _CLAIM_COLUMNS = (
   *("claim", "who says so", "statistic, and where it has to be"),
-  *("each seed", "mean and interval", "verdict"),
+  *("each seed", "mean and interval", "p", "p (Holm)", "verdict"),
+)
+_PRIMARY = (
+  "The paper's main statements. Holm's method corrects them for each other: "
+  "with a probability of at least {confidence:.0%} no verdict among them is "
+  "wrong."
+)
+_SECONDARY = (
+  "Secondary claims, not corrected: each verdict is wrong with a probability "
+  "of at most {error:.0%}, so a few of many may be."
 )
 _CLAIMS = (
-  "Ratios have geometric means; the interval, of {:.0%} confidence, is "
-  "Student's t over the seeds. A "
-  "claim holds if all of the interval agrees with it, does not hold if none of "
-  "it does, and is else not resolved."
+  "Tests are Student's t over the seeds, in both directions. A claim holds if "
+  "p is at most {error:g} and the data agrees with it, does not hold if p is "
+  "at most {error:g} and the data contradicts it, and is not resolved "
+  "otherwise. That two things are alike is decided by two one-sided tests. "
+  "Where a statistic compares bests, p and interval allow for the choice of "
+  "the best. Ratios have geometric means; intervals are of {confidence:.0%} "
+  "confidence for each claim alone."
 )
+_NO_COPIES_CLAIM = (
+  "Whether training images are copied is not tested: copying needs a model "
+  "that has seen an image often, and this training saw each {epochs} "
+  "(sweep.claims.copied_epochs={needed:g}). The estimated share of copies, "
+  "mean over the main curve, is {share:.3f}."
+)
+_REAL = "real images"
+_REAL_CAPTION = (
+  "{name}: {count} held-out images, scored in the same way as the samples of a "
+  "cell."
+)
+_ACCURACY = (
+  "The feature network classifies {:.1%} of the held-out images correctly."
+)
+# What columns are, by the ends of their names.
+_COLUMN_CAPTIONS = {
+  "_heldout": "{name}: {distance} measured against held-out images in place of "
+  "the training images.",
+  "_matched": "{name}: {distance} after each class's histogram of pixel values "
+  "has been matched to that of the training images. What it is below "
+  "{distance} is due to brightness and contrast alone.",
+  "copied": "{name}: estimated share of the samples that are copies of "
+  "training images, from the nearest real images; about 0 where nothing is "
+  "copied, 1 where everything is.",
+}
 _BESIDE_TABLE = (
   "The paper's columns are its {} at the same settings; in brackets, by how "
   "much ours is above that."
@@ -106,6 +146,16 @@ def table_rows(
   return rows
 
 
+class _Table(NamedTuple):
+  """The table of cells: its rows, its columns of metrics, and what they are."""
+
+  rows: Sequence[plots.Cell]
+  names: Sequence[str]
+  distance: str
+  real: Mapping[str, Any] | None
+  captions: Sequence[str]
+
+
 def _printed(cell, beside):
   row = beside and paper_lib.find(beside.rows, cell)
   return row.metrics if row else {}
@@ -123,6 +173,8 @@ def write(
   notes: Sequence[str],
   paper: str = "",
   claims: Mapping[str, float] | None = None,
+  epochs: float | None = None,
+  real: Mapping[str, Any] | None = None,
 ) -> epath.Path:
   """Write results.csv, report.md with its figures/, and report.html.
 
@@ -140,7 +192,10 @@ def write(
     notes: paragraphs under it: what this is and is not.
     paper: name of the paper's table to compare with; "" for none.
     claims: the numbers that decide on the paper's claims, see `claims.test`,
-      and the "confidence" of intervals; None tests none.
+      and the "confidence" of verdicts and intervals; None tests none.
+    epochs: how often training saw each image; None where that is unknown.
+    real: scores of held-out images, see `metrics.evaluate.held_out`; None where
+      there are none.
 
   Returns:
     The path of report.html.
@@ -154,17 +209,19 @@ def write(
   )
   done = [r for r in rows if "metrics" in r]
   names = list(dict.fromkeys(k for c in cells for k in c["metrics"]))
-  table = rows, names or [distance, score], distance
-  compared = [_BESIDE_TABLE.format(beside.title)] if beside else []
-  head = title, [*notes, _progress(cells, planned), *compared]
-  tested = _claims(cells, done, distance, score, claims)
+  names = names or [distance, score]
+  captions = _table_captions(names, distance, beside, real)
+  table = _Table(rows, names, distance, real, captions)
+  head = title, [*notes, _progress(cells, planned)]
+  tested = _claims(cells, done, distance, score, claims, epochs)
   grids = _grid_cells(done)
-  pictures = plots.draw_all(done, grids, distance, score, beside)
+  found = real["metrics"] if real else {}
+  pictures = plots.draw_all(done, grids, distance, score, beside, found)
   origin = _settings(settings, cells)
   page = _html(head, tested, table, pictures, grids, score, origin)
   out = {f"figures/{name}.png": png for name, (_, png) in pictures.items()}
   every = table_rows(cells, [], distance, beside)
-  out |= {"results.csv": _csv(every, names), "report.html": page}
+  out |= {"results.csv": _csv(every, names, real), "report.html": page}
   out["report.md"] = _markdown(head, tested, table, pictures)
   for name, data in out.items():
     files.write_atomic(epath.Path(directory) / name, data)
@@ -186,14 +243,21 @@ def _progress(cells, planned):
   """Says how much of the sweep is there, what all cells share, what it took."""
   names = {c["id"] for c in [*cells, *planned]}
   kinds = {
-    f"{c['sampler']} sampler, v={c['v']}, {c['num_samples']} samples per cell"
-    for c in cells
+    f"{sampler} sampler, v={_values(cells, 'v', sampler=sampler)}, "
+    f"{_values(cells, 'num_samples', sampler=sampler)} samples per cell"
+    for sampler in {c["sampler"] for c in cells}
   }
   numbers = {c.get("seed") for c in cells} - {None}
   if numbers:
     kinds.add(f"seeds {', '.join(map(str, sorted(numbers)))}")
   text = "; ".join([f"{len(cells)} of {len(names)} cells", *sorted(kinds)])
   return f"{text}. {_effort(cells)}".strip()
+
+
+def _values(cells, field, **at):
+  """Writes the values of a field that cells have."""
+  values = sorted({c[field] for c in plots.select(cells, at)})
+  return " or ".join(f"{value:g}" for value in values)
 
 
 def _effort(cells):
@@ -209,35 +273,88 @@ def _effort(cells):
   )
 
 
-def _claims(cells, rows, distance, score, settings):
-  """Return (what the table of claims is, its rows as text), or None."""
+def _table_captions(names, distance, beside, real):
+  """Return sentences on what the rows and columns of the table are."""
+  captions = [_BOLD.format(distance)]
+  captions += [
+    text.format(name=name, distance=distance)
+    for name in names
+    for end, text in _COLUMN_CAPTIONS.items()
+    if name.endswith(end)
+  ]
+  if real:
+    captions += [_REAL_CAPTION.format(name=_REAL, count=real["num_samples"])]
+    accuracy = real["about"].get("feature_network_accuracy")
+    captions += [] if accuracy is None else [_ACCURACY.format(accuracy)]
+  captions += [_BESIDE_TABLE.format(beside.title)] if beside else []
+  return captions
+
+
+def _claims(cells, rows, distance, score, settings, epochs):
+  """Return (tables of claims, what is said below them), or None.
+
+  Each table is (what it has, its header, its rows as text).
+  """
   if not settings or not rows:
     return None
   plain = plots.select(rows, {"variant": ""}) or rows
   main = plots.commonest(plain, "p_uncond", "T")
   limits = {k: v for k, v in settings.items() if k != "confidence"}
   tested = claims_lib.test(
-    cells, distance, score, main=tuple(main.values()), **limits
+    *(cells, distance, score),
+    **{"main": tuple(main.values()), "epochs": epochs, **limits},
   )
   confidence = settings["confidence"]
-  return (
-    _CLAIMS.format(confidence),
-    [_claim(claim, confidence) for claim in tested],
-  )
+  numbers = {"confidence": confidence, "error": round(1 - confidence, 6)}
+  decided = verdicts.decide(tested, confidence)
+  texts = [
+    _claim(claim, decision, confidence)
+    for claim, decision in zip(tested, decided, strict=True)
+  ]
+  tables = []
+  for primary, caption in ((True, _PRIMARY), (False, _SECONDARY)):
+    own = [
+      text
+      for text, claim in zip(texts, tested, strict=True)
+      if claim.primary == primary
+    ]
+    columns = [k for k in _CLAIM_COLUMNS if primary or k != "p (Holm)"]
+    if own:
+      tables.append((caption.format(**numbers), columns, own))
+  notes = [_CLAIMS.format(**numbers)] if tables else []
+  main_rows = plots.select(plain, main)
+  return tables, [*notes, *_copies_note(main_rows, epochs, settings)]
 
 
-def _claim(claim, confidence):
+def _copies_note(rows, epochs, settings):
+  """Return why nothing is claimed about copies, where that is so."""
+  shares = [plots.metric(row, "copied") for row in rows]
+  needed = settings["copied_epochs"]
+  if not shares or not np.isfinite(shares).all():
+    return []
+  if claims_lib.can_copy(epochs, needed):
+    return []
+  seen = "an unknown number of times"
+  if epochs is not None:
+    seen = f"{epochs:.2g} times"
+  share = np.mean(shares)
+  return [_NO_COPIES_CLAIM.format(epochs=seen, needed=needed, share=share)]
+
+
+def _claim(claim, decision, confidence):
   low, mean, high = claim.interval(confidence)
   wanted = f"above {claim.neutral:g}"
   if claim.alike is not None:
     wanted = "from {:.3g} to {:.3g}".format(*claim.range())
+  p = [decision.p] + [decision.corrected] * claim.primary
   return [
     claim.text,
     claim.source,
     f"{claim.statistic}; {wanted}",
     ", ".join(f"{value:.3g}" for value in claim.values),
     f"{mean:.3g} [{low:.3g}, {high:.3g}]",
-    claim.verdict(confidence),
+    *(f"{value:.2g}" for value in p),
+    decision.verdict,
   ]
 
 
@@ -254,7 +371,7 @@ def _grid_cells(cells):
   return [c for i, c in enumerate(main) if i in spread or c["best"]]
 
 
-def _csv(cells, names):
+def _csv(cells, names, real):
   out = io.StringIO()
   table = csv.writer(out, lineterminator="\n")
   theirs = [f"paper_{k}" for k in _printed_names(cells)]
@@ -263,6 +380,10 @@ def _csv(cells, names):
   for cell in cells:
     printed = {f"paper_{k}": v for k, v in cell["printed"].items()}
     flat = {**cell, "s": 1 + cell["w"], **cell["metrics"], **printed}
+    table.writerow([flat.get(k) for k in columns])
+  if real:
+    counted = {"id": _REAL, "num_samples": real["num_samples"]}
+    flat = {**real["metrics"], **counted}
     table.writerow([flat.get(k) for k in columns])
   return out.getvalue()
 
@@ -312,25 +433,35 @@ def _texts(row, names, distance, strong, rows):
   return [*first, *values.values(), *theirs, f"{row['seconds']:.1f}"]
 
 
+def _real_texts(table):
+  """Writes the row of real images, under the columns of `_header`."""
+  axes = len(_header(table.rows, [])) - len(_printed_names(table.rows)) - 1
+  values = [_number(table.real["metrics"].get(name)) for name in table.names]
+  after = [""] * (len(_printed_names(table.rows)) + 1)
+  return [_REAL, *[""] * (axes - 1), *values, *after]
+
+
 def _markdown(head, tested, table, pictures):
   def plain(text):
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
-  (title, notes), (rows, names, distance) = head, table
-  header = _header(rows, names)
+  title, notes = head
+  header = _header(table.rows, table.names)
   lines = [map(plain, header), ["---:"] * len(header)]
-  lines += [_texts(row, names, distance, "**{}**", rows) for row in rows]
+  lines += [_real_texts(table)] if table.real else []
+  strong = table.names, table.distance, "**{}**", table.rows
+  lines += [_texts(row, *strong) for row in table.rows]
   blocks = [f"# {plain(title)}", *map(plain, notes)]
-  if tested:
-    rows = [_CLAIM_COLUMNS, ["---"] * len(_CLAIM_COLUMNS)]
-    caption, texts = tested
-    rows += [map(plain, row) for row in texts]
-    blocks += ["## Claims", _pipes(rows), plain(caption)]
-    blocks += ["## Cells"]
-  blocks += [_pipes(lines)]
-  blocks += [plain(_BOLD.format(distance))]
+  blocks += ["## Curves"] if pictures else []
   for name, (caption, _) in pictures.items():
     blocks += [f"![{name}](figures/{name}.png)", plain(caption)]
+  blocks += ["## Claims"] if tested else []
+  tables, below = tested or ((), ())
+  for caption, columns, texts in tables:
+    rows = [columns, ["---"] * len(columns), *(map(plain, k) for k in texts)]
+    blocks += [plain(caption), _pipes(rows)]
+  blocks += map(plain, below)
+  blocks += ["## Cells", _pipes(lines), *map(plain, table.captions)]
   blocks += ["Settings and provenance are in [report.html](report.html)."]
   return "\n\n".join(blocks) + "\n"
 
@@ -343,16 +474,21 @@ def _tag(name, text):
   return f"<{name}>{html.escape(str(text))}</{name}>"
 
 
-def _table(rows, names, distance):
-  head = "".join(_tag("th", k) for k in _header(rows, names))
-  out = ["<table>", f"<thead><tr>{head}</tr></thead>"]
-  for _, group in itertools.groupby(rows, _group):
+def _row(texts):
+  return f"<tr>{''.join(f'<td>{k}</td>' for k in texts)}</tr>"
+
+
+def _table(table):
+  head = "".join(_tag("th", k) for k in _header(table.rows, table.names))
+  out = ["<h2>Cells</h2>", "<table>", f"<thead><tr>{head}</tr></thead>"]
+  if table.real:
+    out += ["<tbody>", _row(_real_texts(table)), "</tbody>"]
+  strong = table.names, table.distance, "<strong>{}</strong>", table.rows
+  for _, group in itertools.groupby(table.rows, _group):
     out.append("<tbody>")
-    for row in group:
-      texts = _texts(row, names, distance, "<strong>{}</strong>", rows)
-      out.append(f"<tr>{''.join(f'<td>{k}</td>' for k in texts)}</tr>")
+    out += [_row(_texts(row, *strong)) for row in group]
     out.append("</tbody>")
-  return "\n".join([*out, "</table>", _tag("p", _BOLD.format(distance))])
+  return "\n".join([*out, "</table>", *(_tag("p", k) for k in table.captions)])
 
 
 def _figure(caption, png):
@@ -361,23 +497,23 @@ def _figure(caption, png):
   return f"<figure>{image}{_tag('figcaption', caption)}</figure>"
 
 
-def _claims_table(tested):
+def _claims_tables(tested):
   """Writes the claims, with the verdict in bold."""
-  head = "".join(_tag("th", k) for k in _CLAIM_COLUMNS)
-  out = ["<h2>Claims</h2>", '<table class="claims">']
-  out += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-  caption, rows = tested
-  for *texts, verdict in rows:
-    cells = "".join(_tag("td", k) for k in texts)
-    out.append(f"<tr>{cells}<td>{_tag('strong', verdict)}</td></tr>")
-  return [*out, "</tbody></table>", _tag("p", caption), "<h2>Cells</h2>"]
+  tables, below = tested
+  out = ["<h2>Claims</h2>"]
+  for caption, columns, rows in tables:
+    head = "".join(_tag("th", k) for k in columns)
+    out += [_tag("p", caption), '<table class="claims">']
+    out += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for *texts, verdict in rows:
+      out.append(_row([*map(html.escape, texts), _tag("strong", verdict)]))
+    out.append("</tbody></table>")
+  return [*out, *(_tag("p", k) for k in below)]
 
 
 def _html(head, tested, table, pictures, grids, score, settings):
   title, notes = head
   out = [_tag("h1", title), *(_tag("p", k) for k in notes)]
-  out += _claims_table(tested) if tested else []
-  out += [_table(*table)]
   curves = [_figure(*v) for k, v in pictures.items() if k != "samples"]
   if curves:
     out += ["<h2>Curves</h2>", '<div class="curves">', *curves, "</div>"]
@@ -385,11 +521,13 @@ def _html(head, tested, table, pictures, grids, score, settings):
     out += ["<h2>Samples</h2>", _tag("p", plots.SAMPLES)]
     out += ['<div class="samples">']
     for cell in grids:
-      names = table[2], score
+      names = table.distance, score
       values = [f"{k} {_number(plots.metric(cell, k))}" for k in names]
       caption = ", ".join([f"w={plots.both(cell['w'])}", *values])
       out.append(_figure(caption, plots.grid_png(cell)))
     out.append("</div>")
+  out += _claims_tables(tested) if tested else []
+  out += [_table(table)]
   body = "\n".join([*out, settings])
   return _PAGE.format(html.escape(title), _STYLE, body)
 

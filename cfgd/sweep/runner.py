@@ -14,6 +14,7 @@ from cfgd import files
 from cfgd import lease
 from cfgd import preemption
 from cfgd import validation
+from cfgd.data import sources
 from cfgd.metrics import evaluate
 from cfgd.sampling import generate
 from cfgd.sweep import grid
@@ -343,4 +344,18 @@ def _write_report(config, workdir):
     notes=config.sweep.notes,
     paper=config.sweep.paper,
     claims=config.sweep.claims.to_dict() if config.sweep.seeds else None,
+    epochs=_epochs(config),
+    real=evaluate.held_out(config, workdir),
   )
+
+
+def _epochs(config):
+  """Return how often training sees each image; None without the data set."""
+  try:
+    source = sources.load(
+      config.data.source, "train", **config_lib.source_arguments(config)
+    )
+  except errors.UserError as error:
+    logging.info("The number of training images is not known: %s", error)
+    return None
+  return config.train.steps * config.train.batch_size / len(source)

@@ -9,6 +9,7 @@ import pytest
 from cfgd import errors
 from cfgd.data import sources
 from cfgd.metrics import evaluate
+from cfgd.metrics import feature_training
 from cfgd.metrics import own
 from tests import conftest
 
@@ -29,21 +30,51 @@ def save(path, images):
 
 
 def test_network_is_trained_once(tiny, workdir, reference):
-  path = workdir / "feature_net" / "feature_net.npz"
+  (path,) = (workdir / "feature_net").glob("*/feature_net.npz")
   before = path.stat().st_mtime_ns
   own._reference.cache_clear()
   again = own.reference(tiny, workdir)
   assert path.stat().st_mtime_ns == before
   assert again.name == reference.name
+  assert again.about == reference.about
   about = json.loads((path.parent / "feature_net.json").read_text())
-  assert 0 <= about["heldout_accuracy"] <= 1
   assert about["preprocessing"] == "mnist5k-crop24-area4"
+  _, probabilities = reference.extract(reference.held_out)
+  labels = sources.load(
+    "embedded", "heldout", crop=24, image_size=4, channels=1, num_classes=10
+  ).labels
+  accuracy = np.mean(probabilities.argmax(axis=1) == labels)
+  assert about["heldout_accuracy"] == pytest.approx(accuracy)
+  assert (
+    reference.about["feature_network_accuracy"] == about["heldout_accuracy"]
+  )
 
 
-def test_network_of_other_images_is_refused(tiny, workdir, reference):
-  tiny.data.image_size = 8
-  with pytest.raises(errors.UserError, match=r"preprocessing='mnist5k.*area4'"):
-    own.reference(tiny, workdir)
+def test_networks_of_other_settings_lie_beside_each_other(
+  tiny, workdir, reference
+):
+  # As made before the folders had names: weights that fit no network of today.
+  old = workdir / "feature_net" / "feature_net.npz"
+  old.write_bytes(b"old")
+  tiny.metrics.feature_net.steps = 2
+  other = own.reference(tiny, workdir)
+  assert other.name != reference.name
+  assert len(list(old.parent.glob("*/feature_net.npz"))) == 2
+  tiny.metrics.feature_dir = str(old.parent)
+  assert own.reference(tiny, "elsewhere").name == other.name
+  assert old.read_bytes() == b"old"
+
+
+def test_every_feature_is_alive(reference):
+  features, _ = reference.extract(reference.held_out)
+  spread = features.std(axis=0)
+  assert (spread > 0.01 * spread.max()).all()
+  assert reference.about["dead_features"] == 0
+  assert reference.about["num_features"] == 8
+  # Of which the count knows: one constant, one that hardly varies.
+  features[:, 0] = 3.0
+  features[:, 5] *= 1e-4
+  assert feature_training.count_dead(features) == 2
 
 
 def test_features_do_not_depend_on_batches(reference):
@@ -139,3 +170,62 @@ def test_a_part_of_the_training_images_is_enough(tiny, workdir, tmp_path):
   tiny.metrics.reference_features = 500
   reference = own.reference(tiny, workdir)
   assert len(reference.rows) == 500
+
+
+def test_held_out_images_are_scored_like_samples(tiny, tmp_path, workdir):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  tiny.sampling.num_samples = 2000  # more than there are
+  real = evaluate.held_out(tiny, tmp_path)
+  reference = own.reference(tiny, tmp_path)
+  images = reference.held_out[:]
+  assert real["num_samples"] == len(images) == 1000
+  as_samples = evaluate.evaluate(
+    tiny, workdir, save(tmp_path / "real.npz", images)
+  )["metrics"]
+  del as_samples["fd_embedded_matched"]  # of samples, which have labels
+  for name in ("copied", "fd_embedded_heldout"):  # with the images themselves
+    del as_samples[name]
+  assert real["metrics"] == pytest.approx(as_samples, rel=1e-9)
+  about = real["about"]
+  assert about.items() >= reference.about.items()
+  assert about["num_splits"] == 2
+
+
+def test_as_many_held_out_images_as_samples(tiny, tmp_path, workdir):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  tiny.sampling.num_samples = 200
+  real = evaluate.held_out(tiny, tmp_path)
+  assert real["num_samples"] == 200
+  tiny.sampling.num_samples = 3  # fewer than neighbours need
+  assert evaluate.held_out(tiny, tmp_path) is None
+
+
+def test_held_out_scores_are_kept(tiny, tmp_path, workdir, monkeypatch):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  evaluate.prepare(tiny, tmp_path)
+  (path,) = (tmp_path / "held_out").iterdir()
+  # Another process than the one that made them reads them, and needs no data.
+  monkeypatch.setattr(own, "reference", None)
+  real = evaluate.held_out(tiny, tmp_path)
+  assert real == json.loads(path.read_text())
+  # In several processes one must not begin what needs all.
+  path.unlink()
+  monkeypatch.setattr(evaluate.jax, "process_count", lambda: 2)
+  assert evaluate.held_out(tiny, tmp_path) is None
+
+
+def test_held_out_scores_of_another_network_are_made_anew(
+  tiny, tmp_path, workdir
+):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  evaluate.prepare(tiny, tmp_path)
+  (path,) = (tmp_path / "held_out").iterdir()
+  right = json.loads(path.read_text())
+  wrong = right | {"metrics": {}}
+  path.write_text(json.dumps(wrong))
+  evaluate.prepare(tiny, tmp_path)
+  assert json.loads(path.read_text()) == wrong  # it says that it fits
+  wrong["about"] = right["about"] | {"feature_network": "embedded-00000000"}
+  path.write_text(json.dumps(wrong))
+  evaluate.prepare(tiny, tmp_path)
+  assert json.loads(path.read_text()) == right

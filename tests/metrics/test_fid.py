@@ -18,6 +18,7 @@ from cfgd.metrics import image_sets
 from cfgd.metrics import inception
 from cfgd.metrics import references
 from cfgd.metrics import scores
+from cfgd.metrics import splits
 from configs import base
 
 FEATURES, SPATIAL, CLASSES = 12, 6, 5
@@ -123,6 +124,28 @@ def test_every_number_is_what_it_is_called(config, samples, real, tmp_path):
   written = tmp_path / "samples.adm.metrics.json"
   assert json.loads(written.read_text()) == report
   assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+  ("rows", "edges", "about"),
+  [
+    (5000, [0, 50], {"num_splits": 1}),
+    (20, [0, 20, 40, 50], {"num_splits": 3, "split_rows": 20}),
+  ],
+)
+def test_splits_are_those_of_the_protocol(
+  config, samples, real, monkeypatch, rows, edges, about
+):
+  monkeypatch.setattr(splits, "ADM_ROWS", rows)
+  config.metrics.num_splits = 0
+  report = fid.evaluate(config, samples, real)
+  expected = scores.inception_score(
+    outputs(draw(1, 50, high=200))[1], edges, np.random.default_rng(0)
+  )[0]
+  np.testing.assert_allclose(report["metrics"]["is50"], expected, rtol=1e-5)
+  assert ("is_std50" in report["metrics"]) == (len(edges) > 2)
+  assert report["provenance"].items() >= about.items()
+  assert f"(IS splits: {about['num_splits']})" in fid.line(report)
 
 
 def np_mean(rows):
@@ -241,7 +264,9 @@ def test_foreign_statistics(config, samples, tmp_path):
   whole = fid.evaluate(
     config, samples, save(tmp_path / "real.npz", draw(0, 70))
   )["metrics"]
+  config.metrics.protocol = "pytorch_fid"
   few = fid.evaluate(config, samples, str(tmp_path / "pytorch_fid.npz"))
+  config.metrics.protocol = "adm"
   assert few["metrics"].keys() == {"fid50", "is50", "is_std50"}
   foreign = few["provenance"]["reference"]["foreign"]
   assert foreign.startswith("pytorch_fid.npz, sha256 ")
@@ -261,6 +286,31 @@ def test_foreign_statistics(config, samples, tmp_path):
   np.savez(tmp_path / "half.npz", mu=np.zeros(FEATURES))
   with pytest.raises(errors.UserError, match=r"not an \.npz of statistics"):
     fid.evaluate(config, samples, str(tmp_path / "half.npz"))
+
+
+@pytest.mark.parametrize("beside", [(), ("mu_s", "sigma_s"), ("arr_0",)])
+def test_statistics_of_another_protocol_are_refused(
+  config, samples, tmp_path, beside
+):
+  rows, _, spatial = outputs(draw(0, 70))
+  arrays = {"mu": np_mean(rows), "sigma": np_cov(rows)}
+  others = {
+    "mu_s": np_mean(spatial),
+    "sigma_s": np_cov(spatial),
+    "arr_0": draw(3, 25),
+  }
+  path = str(tmp_path / "foreign.npz")
+  np.savez(path, **arrays, **{name: others[name] for name in beside})
+  right, wrong = ("adm", "pytorch_fid") if beside else ("pytorch_fid", "adm")
+  config.metrics.protocol = wrong
+  with pytest.raises(
+    errors.UserError,
+    match=rf"form.*not of metrics\.protocol={wrong}: set .*protocol={right},",
+  ):
+    fid.evaluate(config, samples, path)
+  assert not json_files(samples)
+  config.metrics.protocol = right
+  assert fid.evaluate(config, samples, path)["metrics"]["fid50"] > 0
 
 
 @pytest.mark.parametrize(
@@ -329,6 +379,49 @@ def test_a_run_is_scored_against_its_data_set(config, samples, monkeypatch):
   report = evaluate.evaluate(config, "unused", samples)
   assert report["provenance"]["reference"]["preprocessing"] == "set-area4"
   assert report["metrics"]["fid50"] > 0
+
+
+@pytest.fixture
+def data_set(monkeypatch):
+  """Return {split: images} of a data set that is there until it is cleared."""
+  sets = {"train": draw(0, 70), "heldout": draw(9, 60)}
+
+  def load(name, split, **how):
+    if split not in sets:
+      raise errors.UserError("not there")
+    labels = np.zeros(len(sets[split]), np.int32)
+    return sources.Source(sets[split], labels, 10, f"set-{split}")
+
+  monkeypatch.setattr(sources, "load", load)
+  return sets
+
+
+def test_held_out_images_are_scored_like_samples(config, tmp_path, data_set):
+  config.metrics.feature_network = "inception"
+  config.sampling.num_samples = 30
+  evaluate.prepare(config, tmp_path)
+  chosen = image_sets.draw(60, 30)
+  assert len(set(chosen)) == 30
+  path = save(tmp_path / "x.npz", data_set["heldout"][chosen])
+  expected = evaluate.evaluate(config, tmp_path, path)
+  data_set.clear()  # what was made is read
+  real = evaluate.held_out(config, tmp_path)
+  assert real["num_samples"] == 30
+  assert real["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
+  assert {"fid30", "is30", "precision30"} <= set(real["metrics"])
+  assert real["about"]["images"] == "set-heldout"
+  assert not list(tmp_path.rglob("*.part"))
+
+
+def test_too_few_or_no_held_out_images_have_no_scores(
+  config, tmp_path, data_set
+):
+  config.metrics.feature_network = "inception"
+  data_set["heldout"] = draw(9, 19)
+  assert evaluate.held_out(config, tmp_path) is None
+  del data_set["heldout"]
+  assert evaluate.held_out(config, tmp_path) is None
+  assert not (tmp_path / "held_out").exists()
 
 
 def test_processes_share_the_chunks(config, samples, tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ def test_frechet_uses_the_given_root(golden):
   np.testing.assert_allclose(root @ root, first[1], rtol=0, atol=1e-13)
   own = scores.frechet_distance(*first, *second)
   given = scores.frechet_distance(*first, *second, root_1=root)
-  assert given == own
+  np.testing.assert_allclose(given, own, rtol=1e-12)
   without_cross = scores.frechet_distance(
     *first, *second, root_1=np.zeros_like(root)
   )
@@ -194,6 +194,26 @@ def test_inception_score_matches_reference(golden, num_splits, dtype):
     np.testing.assert_allclose(
       scores.inception_score(part, 1), (expected, 0.0), rtol=1e-6
     )
+
+
+def test_inception_score_of_parts_with_a_shorter_last_one(golden):
+  probs = _softmax(golden["is_logits"])
+  parts = [probs[start : start + 300] for start in range(0, 1003, 300)]
+  expected = [
+    np.exp(np.mean(np.sum(p * np.log(p / p.mean(axis=0)), axis=1)))
+    for p in parts
+  ]
+  assert len(parts[-1]) == 103
+  mean, std = scores.inception_score(probs, [0, 300, 600, 900, 1003])
+  # The plain mean, as guided-diffusion: a short part counts like a whole one.
+  np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-12)
+  np.testing.assert_allclose(std, np.std(expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("edges", [[0, 4], [1, 5], [0, 3, 3, 5], [0, 4, 2, 5]])
+def test_edges_of_splits_must_rise_from_the_first_row_to_the_last(edges):
+  with pytest.raises(ValueError, match=r"splits=.*must rise from 0 to the 5"):
+    scores.inception_score(np.full((5, 2), 0.5), edges)
 
 
 def test_inception_score_counts_zero_times_log_zero_as_zero(golden):

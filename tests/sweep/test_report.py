@@ -9,6 +9,7 @@ import re
 import numpy as np
 from PIL import Image
 import pytest
+from scipy import stats
 
 from cfgd.sweep import paper
 from cfgd.sweep import plots
@@ -196,11 +197,153 @@ def test_points_that_are_not_finite_are_named_below_the_plot():
   assert plots.frontier_figure([], **names) is None
 
 
-@pytest.mark.parametrize(("highest", "scale"), [(19, "linear"), (21, "log")])
+@pytest.mark.parametrize(("highest", "scale"), [(4.9, "linear"), (5.1, "log")])
 def test_a_wide_spread_makes_the_axis_logarithmic(highest, scale):
   line = plots.Curve("a", np.array([[0, 8, 1], [1, 9, highest]]))
   figure = plots.frontier_figure([line], "fd", "is", "")
   assert figure.axes[0].get_yscale() == scale
+
+
+REAL = {
+  "metrics": {"fd_embedded": 0.25, "is_embedded": 9.5, "recall": 0.875},
+  "num_samples": 1000,
+  "about": {"feature_network_accuracy": 0.9642},
+}
+
+
+def test_real_images_are_a_row_of_their_own(tmp_path, cells, planned):
+  folder = run(tmp_path, cells, planned, real=REAL)
+  text = (folder / "report.md").read_text()
+  rows = [k for k in text.splitlines() if k.startswith("| ")]
+  at = rows.index("| real images |  |  | 0.250 | 9.500 |  |")
+  assert rows[at - 1].startswith("| ---:")
+  assert len({k.count("|") for k in rows}) == 1
+  page = Page((folder / "report.html").read_text())
+  for part in (
+    "1000 held-out images, scored in the same way",
+    "classifies 96.4% of the held-out images correctly",
+  ):
+    assert part in text
+    assert part in page.text
+  assert page.tags.count("tbody") == 1 + 4  # real images, and each (p, T)
+  table = io.StringIO((folder / "results.csv").read_text())
+  *ours, real = csv.DictReader(table)
+  assert len(ours) == len(cells)
+  assert real.pop("id") == "real images"
+  assert {k: v for k, v in real.items() if v} == {
+    **{"num_samples": "1000", "fd_embedded": "0.25", "is_embedded": "9.5"},
+  }
+  assert "Dotted: held-out real images." in text
+  without = run(tmp_path, cells, planned)
+  for name in ("report.md", "report.html", "results.csv"):
+    assert "real images" not in (without / name).read_text()
+
+
+def test_real_images_are_lines_over_w():
+  line = plots.Curve("a", np.array([[0, 8, 1.5], [1, 9, 2]]))
+  figure = plots.over_w_figure([line], "fd", "is", "", {"fd": 0.5, "is": 9.9})
+  for ax, value in zip(figure.axes, (0.5, 9.9), strict=True):
+    dotted = ax.lines[1]
+    assert list(dotted.get_ydata()) == [value] * 2
+    low, high = ax.get_ylim()
+    assert low < value < high
+  figure = plots.over_w_figure([line], "fd", "is", "", {"fd": math.nan})
+  assert all(len(ax.lines) == 1 for ax in figure.axes)
+
+
+def test_pictures_stand_before_the_tables(tmp_path, cells, planned):
+  cells = [c | {"seed": 0} for c in cells]
+  folder = run(tmp_path, cells, planned, claims=CLAIMS, epochs=None)
+  text = (folder / "report.md").read_text()
+  marks = ("## Curves", "](figures/", "## Claims", "## Cells", "| 0.1 | 32 |")
+  assert [text.count(k) > 0 for k in marks] == [True] * 5
+  assert sorted(marks, key=text.index) == list(marks)
+  page = (folder / "report.html").read_text()
+  marks = ("<figure>", "<h2>Claims", "<h2>Cells", "<td>0.1</td>")
+  assert sorted(marks, key=page.index) == list(marks)
+
+
+CLAIMS = {
+  **{"confidence": 0.95, "alike": 1.15, "small_w": 1.0, "copied": 0.1},
+  "copied_epochs": 10.0,
+}
+
+
+def make_seeds(cells, copied=0.01):
+  """Return the cells with three seeds, and a little noise."""
+  rng = np.random.default_rng(0)
+  return [
+    cell
+    | {"seed": seed, "id": f"{cell['id']}_seed{seed}", "point": cell["id"]}
+    | {
+      "metrics": {
+        name: value * math.exp(0.01 * rng.normal())
+        for name, value in cell["metrics"].items()
+      }
+      | {"copied": copied}
+    }
+    for cell in cells
+    for seed in (0, 1, 2)
+  ]
+
+
+def claims_tables(text):
+  """Return the two tables of claims, {claim: {column: text}}."""
+  text = text.replace("\\", "").split("## Claims")[1].split("## ")[0]
+  tables = []
+  for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+    header, _, *rows = (k.strip("| ").split(" | ") for k in lines.splitlines())
+    tables.append({k[0]: dict(zip(header, k, strict=True)) for k in rows})
+  return tables
+
+
+def test_claims_are_shown_with_their_p_values(tmp_path, cells, planned):
+  cells = make_seeds(cells)
+  folder = run(tmp_path, cells, planned, claims=CLAIMS, epochs=12.0)
+  text = (folder / "report.md").read_text()
+  primary, secondary = claims_tables(text)
+  assert len(primary) == 3
+  assert {"p", "p (Holm)", "verdict"} < set(next(iter(primary.values())))
+  assert "p (Holm)" not in next(iter(secondary.values()))
+  ours = {c["seed"]: {} for c in cells}
+  for cell in cells:
+    if (cell["p_uncond"], cell["T"]) == (0.1, 32):
+      ours[cell["seed"]][cell["w"]] = cell["metrics"]["fd_embedded"]
+  logs = [math.log(curve[4] / curve[0]) for curve in ours.values()]
+  row = primary["The greatest w is worse in distance than w = 0"]
+  p = stats.ttest_1samp(logs, 0).pvalue
+  assert row["p"] == f"{p:.2g}"
+  assert float(row["p (Holm)"]) in (float(f"{k * p:.2g}") for k in (1, 2, 3))
+  assert row["verdict"] == "holds"
+  assert secondary["No training images are copied"]["verdict"] == "holds"
+  page = Page((folder / "report.html").read_text())
+  for part in ("p (Holm)", "not corrected", "Holm's method", row["p"]):
+    assert part in page.text
+
+
+@pytest.mark.parametrize(
+  ("epochs", "said"), [(0.64, "0.64 times"), (None, "unknown number")]
+)
+def test_copying_is_not_tested_where_training_was_short(
+  tmp_path, cells, planned, epochs, said
+):
+  options = {"claims": CLAIMS, "epochs": epochs}
+  folder = run(tmp_path, make_seeds(cells), planned, **options)
+  text = (folder / "report.md").read_text()
+  assert not any(
+    "No training images are copied" in table for table in claims_tables(text)
+  )
+  assert said in text
+  assert "is 0.010." in text
+
+
+def test_columns_are_explained(tmp_path, cells, planned):
+  for cell in cells:
+    cell["metrics"] |= {"fd_embedded_matched": 0.5, "copied": 0.0}
+  text = (run(tmp_path, cells, planned) / "report.md").read_text()
+  for start in ("fd_embedded_matched: fd_embedded after each", "copied: est"):
+    assert text.count(start) == 1
+  assert "fd_embedded_heldout" not in text
 
 
 def test_curves_join_points_in_order_of_w(cells):

@@ -7,8 +7,10 @@ import pytest
 
 from cfgd import errors
 from cfgd import lease
+from cfgd.metrics import evaluate
 from cfgd.sampling import generate
 from cfgd.sweep import grid
+from cfgd.sweep import report
 from cfgd.sweep import runner
 from cfgd.training import loop
 from tests import conftest
@@ -66,19 +68,52 @@ def swept(tmp_path_factory):
 
 def rows(workdir):
   with (workdir / "results.csv").open() as file:
-    return {row["id"]: row for row in csv.DictReader(file)}
+    return {row["id"]: row for row in csv.DictReader(file) if row["w"]}
 
 
 def test_a_sweep_trains_samples_scores_and_reports(swept):
-  workdir, report = swept
+  workdir, page = swept
   assert set(rows(workdir)) == {"p0.1_T3_w0", "p0.1_T3_w0.5", "p0.5_T2_w1"}
   assert {path.name for path in (workdir / "runs").iterdir()} == {
     *("p0.1", "p0.5"),
   }
-  text = report.read_text()
+  text = page.read_text()
   assert "0.5 (s=1.5)" in text
   assert "not run" not in text
   assert float(rows(workdir)["p0.1_T3_w0"]["fd_embedded"]) >= 0
+
+
+def test_the_report_has_real_images_and_how_often_training_saw_them(
+  swept, monkeypatch
+):
+  workdir, _ = swept
+  config = small_sweep()
+  real = {
+    "metrics": {"fd_embedded": 0.125, "recall": 0.5},
+    "num_samples": 1000,
+    "about": {"feature_network_accuracy": 0.75},
+  }
+  given = []
+  write = report.write
+
+  def keep(*args, **options):
+    given.append(options["epochs"])
+    return write(*args, **options)
+
+  monkeypatch.setattr(evaluate, "held_out", lambda *_: real)
+  monkeypatch.setattr(report, "write", keep)
+  runner.write_report(config, workdir)
+  # 4,000 training digits.
+  assert given == [config.train.steps * config.train.batch_size / 4000]
+  text = (workdir / "report.md").read_text()
+  assert "| real images |" in text
+  assert "75.0% of the held-out images" in text
+  with (workdir / "results.csv").open() as file:
+    *_, last = csv.DictReader(file)
+  assert (last["id"], last["fd_embedded"]) == ("real images", "0.125")
+  config.data.source = "tfds:no_such_set"
+  runner.write_report(config, workdir)
+  assert given[1:] == [None]
 
 
 def test_the_same_call_does_no_work_twice(swept, monkeypatch):

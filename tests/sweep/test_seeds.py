@@ -78,6 +78,7 @@ def test_the_report_has_a_row_per_point_and_the_csv_one_per_cell(tmp_path):
   assert "11 of 12 cells" in text
   assert "seeds 0, 1, 2" in text
   assert "Training took 11 minutes" in text
+  assert text.count("Bars: one standard deviation over the seeds") == 3
   table = io.StringIO((tmp_path / "results.csv").read_text())
   rows = list(csv.DictReader(table))
   assert [row["seed"] for row in rows].count("1") == 4
