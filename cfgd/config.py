@@ -171,6 +171,7 @@ def source_arguments(config):
     "channels": data.channels,
     "num_classes": data.num_classes,
     "data_dir": data.dir,
+    "background": data.background,
   }
 
 

@@ -34,7 +34,7 @@ ALLOWED = {
   "sweep.verdicts": set(),
   "sweep.seeds": set(),
   # L1
-  "validation": {"config", "diffusion"},
+  "validation": {"config", "data.images", "diffusion"},
   "guidance": {"diffusion"},
   "checkpoint": {"distributed", "manifest"},
   "lease": {"distributed"},
@@ -42,7 +42,8 @@ ALLOWED = {
   "models.blocks": {"xla"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
-  "data.originals": {"data.images"},
+  "data.contents": {"data.images"},
+  "data.originals": {"data.contents", "data.images"},
   "data.imagenet_archives": {"data.originals"},
   "data.tfds_sets": {"data.images", "data.originals"},
   "data.prepared": set(),
@@ -62,7 +63,7 @@ ALLOWED = {
     *("sweep.claims", "sweep.paper", "sweep.plots", "sweep.seeds"),
   },
   "convert.guided_diffusion": {"diffusion"},
-  "metrics.image_sets": {"sampling.store"},
+  "metrics.image_sets": {"data.images", "sampling.store"},
   "metrics.references": {
     *("metrics.image_sets", "metrics.inception", "metrics.scores"),
   },

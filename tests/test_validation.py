@@ -47,6 +47,7 @@ def test_configs_are_valid(name):
     ("diffusion.logsnr_min", 20.0, "below diffusion.logsnr_max"),
     ("data.image_size", 11, "divisible by 2"),
     ("data.crop", 8, "at least data.image_size"),
+    ("data.background", "whitish", "opaque colour"),
     ("model.model_channels", 40, "32"),
     ("model.num_heads", 3, "divide"),
     ("model.attention_resolutions", (6,), "levels have"),

@@ -37,7 +37,7 @@ _SHARD_OVERHEAD = 2 * 2**16  # ArrayRecord fills up its blocks
 _PROGRESS_SECONDS = 10.0
 
 
-def ensure(source, *, image_size, crop, data_dir):
+def ensure(source, *, image_size, crop, data_dir, background):
   """Prepare a data set that training names and that is not prepared yet.
 
   Not ImageNet: its archives have to be shown, see experiments.prepare_data.
@@ -50,6 +50,7 @@ def ensure(source, *, image_size, crop, data_dir):
       image_size=image_size,
       crop=crop,
       data_dir=data_dir,
+      background=background,
       manual_dir="",
       workers=0,
       allow_other=False,
@@ -58,7 +59,15 @@ def ensure(source, *, image_size, crop, data_dir):
 
 
 def prepare(
-  source, *, image_size, crop, data_dir, manual_dir, workers, allow_other
+  source,
+  *,
+  image_size,
+  crop,
+  data_dir,
+  manual_dir,
+  workers,
+  allow_other,
+  background="white",
 ):
   """Prepare a data set, or go on where a killed preparation stopped.
 
@@ -70,6 +79,7 @@ def prepare(
     manual_dir: where ImageNet's archives are, or TFDS's manual downloads.
     workers: processes; 0: one for each core.
     allow_other: take archives of ImageNet that are not the official ones.
+    background: colour behind what is transparent.
 
   Returns:
     Path of the set.
@@ -79,13 +89,15 @@ def prepare(
       made from other originals.
   """
   image_size = catalog.size_to_prepare(source, image_size)
-  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
-  path, metadata = catalog.find_prepared(source, **where)
+  where = {"data_dir": data_dir, "background": background}
+  path, metadata = catalog.find_prepared(
+    source, image_size=image_size, crop=crop, **where
+  )
   half = prepared.incomplete(path)
   find = functools.partial(
     catalog.find,
     source,
-    data_dir=data_dir,
+    **where,
     manual_dir=manual_dir,
     allow_other=allow_other,
     verified=half / "verified.json",
@@ -100,6 +112,7 @@ def prepare(
     plan = _plan(found, crop, image_size)
     _claim(half, plan)
     _make(found, plan, path, image_size, crop, workers)
+    _check_unchanged(found, catalog.name_of(source, **where), half)
     _finish(found, plan, path, image_size)
   return path
 
@@ -289,6 +302,15 @@ def _write(part, target, size, crop):
     ),
   )
   return len(part)
+
+
+def _check_unchanged(found, name, half):
+  """Make sure that a folder holds what it held before its files were read."""
+  if not found.name.startswith(name):
+    raise errors.RunError(
+      f"{half}: the original images changed meanwhile ({found.name} is {name} "
+      "now); the same command again prepares what is there"
+    )
 
 
 def _finish(found, plan, path, image_size):

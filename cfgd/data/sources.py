@@ -68,7 +68,17 @@ def _embedded(split, crop, size):
   )
 
 
-def load(name, split, *, crop, image_size, channels, num_classes, data_dir=""):
+def load(
+  name,
+  split,
+  *,
+  crop,
+  image_size,
+  channels,
+  num_classes,
+  data_dir="",
+  background="white",
+):
   """Open a data set.
 
   Args:
@@ -79,6 +89,7 @@ def load(name, split, *, crop, image_size, channels, num_classes, data_dir=""):
     channels: what the config says that the images have.
     num_classes: what the config says that the labels have.
     data_dir: folder of prepared sets; "" is TFDS's own.
+    background: colour behind what is transparent.
 
   Returns:
     A source.
@@ -91,7 +102,12 @@ def load(name, split, *, crop, image_size, channels, num_classes, data_dir=""):
     source = _embedded(split, crop, image_size)
   else:
     source = catalog.open_part(
-      name, split, crop=crop, image_size=image_size, data_dir=data_dir
+      name,
+      split,
+      crop=crop,
+      image_size=image_size,
+      data_dir=data_dir,
+      background=background,
     )
   found = {
     "channels": source.image_shape[-1],

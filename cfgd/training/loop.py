@@ -55,6 +55,7 @@ def train(config, workdir, *, wait=True):
     image_size=config.data.image_size,
     crop=config.data.crop,
     data_dir=config.data.dir,
+    background=config.data.background,
   )
   source = sources.load(
     config.data.source, "train", **config_lib.source_arguments(config)

@@ -20,6 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cfgd import errors
+from cfgd.data import contents
 from cfgd.data import imagenet  # noqa: F401, makes its builder known
 from cfgd.data import imagenet_archives
 from cfgd.data import pipeline
@@ -27,6 +28,7 @@ from cfgd.data import prepare
 from cfgd.data import sources
 from cfgd.training import loop
 from tests.data import imagenet_like
+from tests.data.test_images import blend
 from tests.data.test_images import weights
 
 SIZE = 8
@@ -401,6 +403,152 @@ def test_a_folder_of_class_folders(tmp_path):
   (tmp_path / "pets/dog/2.png").unlink()
   with pytest.raises(errors.UserError, match="not prepared"):
     load(source, tmp_path / "data", num_classes=2)
+
+
+def stored(source, data_dir, **changes):
+  """Prepare what is missing; return (path, images, id)."""
+  how = {key: changes[key] for key in ("background",) if key in changes}
+  path = run(source, data_dir, **how)
+  found = load(source, data_dir, num_classes=2, **how)
+  return path, found.read(range(len(found)))["image"], found.preprocessing
+
+
+def test_a_replaced_file_of_equal_size_is_another_set(tmp_path):
+  one, two = (
+    PIL.Image.new("RGB", (SIZE, SIZE), color) for color in ("red", "lime")
+  )
+  for name in ("cat", "dog"):
+    (tmp_path / "pets" / name).mkdir(parents=True)
+    one.save(tmp_path / f"pets/{name}/0.bmp")
+  source, path = f"folder:{tmp_path / 'pets'}", tmp_path / "pets/dog/0.bmp"
+  before = path.stat()
+  old, images, name = stored(source, tmp_path / "data")
+  assert (images[1] == (255, 0, 0)).all()
+  two.save(path)
+  # As `cp -p` and archivers do.
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert path.stat().st_size == before.st_size
+  new, images, other = stored(source, tmp_path / "data")
+  assert (images[0] == (255, 0, 0)).all()
+  assert (images[1] == (0, 255, 0)).all()
+  assert (old, name) != (new, other)
+
+
+def test_copied_and_touched_folders_stay_the_same_set(tmp_path, monkeypatch):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  first = stored(source, data_dir)
+  monkeypatch.setattr(prepare, "_make", None)  # no second preparation
+  os.utime(tmp_path / "pets/dog/0.png", (1, 1))
+  shutil.copytree(tmp_path / "pets", tmp_path / "elsewhere/pets")
+  shutil.copytree(tmp_path / "pets", tmp_path / "animals")
+  for name in ("pets", "elsewhere/pets", "animals"):
+    again = stored(f"folder:{tmp_path / name}", data_dir)
+    assert (again[0], again[2]) == (first[0], first[2])
+    np.testing.assert_array_equal(again[1], first[1])
+
+
+def test_files_are_read_again_only_where_they_may_have_changed(
+  tmp_path, monkeypatch
+):
+  opened = []
+  read_file = contents._read_file
+  monkeypatch.setattr(
+    contents, "_read_file", lambda path: opened.append(path) or read_file(path)
+  )
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  run(source, data_dir)
+  # So young, a file might change again within its time stamp.
+  load(source, data_dir, num_classes=2)
+  assert len(opened) > 6
+  monkeypatch.setattr(contents, "_SETTLED_SECONDS", -1.0)
+  load(source, data_dir, num_classes=2)
+  opened.clear()
+  load(source, data_dir, num_classes=2)
+  assert not opened
+  (tmp_path / "pets/dog/0.png").touch()
+  load(source, data_dir, num_classes=2)
+  assert len(opened) == 6
+  # Where nothing can be written, training goes on all the same.
+  shutil.rmtree(data_dir / "folder_contents")
+  (data_dir / "folder_contents").write_text("in the way")
+  load(source, data_dir, num_classes=2)
+
+
+def test_images_that_change_meanwhile_are_not_a_set(tmp_path, monkeypatch):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  make = prepare._make
+
+  def change_and_make(*args):
+    make(*args)
+    image = PIL.Image.new("RGB", (SIZE, SIZE))
+    image.save(tmp_path / "pets/dog/0.png")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, "_make", change_and_make)
+    with pytest.raises(errors.RunError, match="images changed meanwhile"):
+      run(source, data_dir)
+  _, images, _ = stored(source, data_dir)
+  assert (images[3] == 0).all()
+
+
+def emoji(seed):
+  """Return [40, 40, 4]: a disc with a soft edge, and garbage outside."""
+  y, x = np.mgrid[:40, :40] - 19.5
+  rgba = np.random.default_rng(seed).integers(0, 256, (40, 40, 4), np.uint8)
+  alpha = np.clip(16 - np.hypot(y, x), 0, 1)
+  rgba[alpha > 0, :3] = (250, 200, 30)
+  rgba[..., 3] = np.rint(alpha * 255)
+  return rgba
+
+
+def test_transparent_images_of_a_folder_get_the_background(tmp_path):
+  for label, name in enumerate(("cat", "dog")):
+    (tmp_path / "emoji" / name).mkdir(parents=True)
+    picture = PIL.Image.fromarray(emoji(label))
+    picture.save(tmp_path / f"emoji/{name}/0.png")
+  source, data_dir = f"folder:{tmp_path / 'emoji'}", tmp_path / "data"
+  matrix, paths, ids = weights(40, SIZE), set(), set()
+  backgrounds = {
+    "white": (255,) * 3,
+    "black": (0,) * 3,
+    "#123456": (18, 52, 86),
+  }
+  for background, color in backgrounds.items():
+    path, small, name = stored(source, data_dir, background=background)
+    for label in (0, 1):
+      desired = np.einsum(
+        "ai,bj,ijc->abc", matrix, matrix, blend(emoji(label), color)
+      )
+      assert np.abs(small[label] - desired).max() <= 1  # rounded twice
+      assert (small[label][0, 0] == color).all()
+    paths.add(path)
+    ids.add(name)
+  assert len(paths) == len(ids) == 3
+  words = "not prepared.*--image_size=8 .*--background=#000001"
+  with pytest.raises(errors.UserError, match=words):
+    load(source, data_dir, num_classes=2, background="#000001")
+
+
+def test_a_background_has_no_effect_on_opaque_images(tmp_path):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  rgb = PIL.Image.open(tmp_path / "pets/dog/0.png")
+  rgb.convert("RGBA").save(tmp_path / "pets/dog/0.png")
+  source = f"folder:{tmp_path / 'pets'}"
+  white, _, name = stored(source, tmp_path / "data")
+  black, _, other = stored(source, tmp_path / "data", background="black")
+  assert (white, name) == (black, other)
+  assert re.fullmatch(r"folder\.pets\.\w{8}-cropshort-area8", name)
+
+
+def test_imagenet_keeps_its_name_on_any_background(data_dir):
+  white, black = (
+    load(f"imagenet{SIZE}", data_dir, background=background)
+    for background in ("white", "black")
+  )
+  assert white.preprocessing == black.preprocessing
 
 
 def test_a_folder_with_parts_and_tfds_on_top(tmp_path):
