@@ -163,7 +163,7 @@ def image_shape(config):
 
 
 def source_arguments(config):
-  """Return the keyword arguments of `data.sources.load`."""
+  """Return the keyword arguments of `data.sources.load` for evaluation."""
   data = config.data
   return {
     "crop": data.crop,
@@ -173,6 +173,11 @@ def source_arguments(config):
     "data_dir": data.dir,
     "background": data.background,
   }
+
+
+def training_arguments(config):
+  """Return the same for training, which may read random crops."""
+  return source_arguments(config) | {"random_crop": config.data.random_crop}
 
 
 def from_dict(like, plain):

@@ -119,6 +119,7 @@ def _validate_model(config):
   )
   _require(data.crop >= 0, "data.crop", data.crop, "must be 0 or a side")
   images.rgb(data.background)
+  images.whole_side(data.image_size, data.random_crop)
   _require(
     not data.crop or data.crop >= data.image_size,
     "data.crop",

@@ -30,6 +30,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "crop", 0, "Side of the central square kept; 0: the shorter side."
 )
+flags.DEFINE_float("random_crop", 0.0, "For training with data.random_crop.")
 flags.DEFINE_string(
   "background", "white", "Colour behind transparent images: white, #rrggbb."
 )
@@ -42,16 +43,16 @@ flags.DEFINE_boolean(
 )
 flags.mark_flag_as_required("dataset")
 
-_SAME_NAME = ("image_size", "crop", "data_dir", "manual_dir", "workers")
-_SAME_NAME += ("background",)
+_PASSED = ("image_size", "crop", "random_crop", "background")
+_PASSED += ("data_dir", "manual_dir", "workers")
 
 
 def main():
   """Prepare what is missing and say where it is."""
   given = flags.FLAGS
-  how = {name: given[name].value for name in _SAME_NAME}
-  allow_other = given.allow_other_archives
-  print(prepare.prepare(given.dataset, allow_other=allow_other, **how))
+  how = {name: given[name].value for name in _PASSED}
+  how["allow_other"] = given.allow_other_archives
+  print(prepare.prepare(given.dataset, **how))
 
 
 if __name__ == "__main__":

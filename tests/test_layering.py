@@ -24,6 +24,7 @@ ALLOWED = {
   "config": set(),
   "models.feature_net": set(),
   "data.images": set(),
+  "data.crops": {"data.images"},
   "data.embedded": set(),
   "sampling.store": set(),
   "metrics.scores": set(),
@@ -54,8 +55,12 @@ ALLOWED = {
   "data.prepare": {
     *("data.catalog", "data.images", "data.prepared", "distributed"),
   },
-  "data.sources": {"data.images", "data.embedded", "data.catalog"},
-  "data.pipeline": {"data.sources", "data.images", "distributed"},
+  "data.sources": {
+    *("data.images", "data.crops", "data.embedded", "data.catalog"),
+  },
+  "data.pipeline": {
+    *("data.sources", "data.crops", "data.images", "distributed"),
+  },
   "training.state": {"xla"},
   "sweep.plots": {"sweep.paper"},
   "sweep.claims": {"sweep.verdicts"},
@@ -82,7 +87,8 @@ ALLOWED = {
   },
   # L3: fronts that meet through files only, and a builder for users of TFDS.
   "data.imagenet": {
-    *("data.imagenet_archives", "data.prepare", "data.prepared"),
+    *("data.imagenet_archives", "data.images", "data.prepare"),
+    "data.prepared",
   },
   "convert.importer": {
     "validation",

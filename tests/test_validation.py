@@ -48,6 +48,8 @@ def test_configs_are_valid(name):
     ("data.image_size", 11, "divisible by 2"),
     ("data.crop", 8, "at least data.image_size"),
     ("data.background", "whitish", "opaque colour"),
+    ("data.random_crop", 1.25, "in (0, 1]"),
+    ("data.random_crop", -0.5, "in (0, 1]"),
     ("model.model_channels", 40, "32"),
     ("model.num_heads", 3, "divide"),
     ("model.attention_resolutions", (6,), "levels have"),

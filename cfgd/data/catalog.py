@@ -54,10 +54,32 @@ def name_of(source, *, data_dir, background):
     return kind
   if kind == "tfds":
     return tfds_sets.name_of(rest, images.rgb(background))
-  return _find_local(kind, rest, data_dir, background).name
+  return find_local(source, data_dir=data_dir, background=background).name
 
 
-def _find_local(kind, path, data_dir, background):
+def earlier_set(found, *, image_size, crop, data_dir, whole=0):
+  """Return the path of a set that an earlier version made, or None.
+
+  Its name says of a folder's files how they are called and how large they are,
+  and not what they hold.
+
+  Args:
+    found: originals.Originals.
+    image_size: side of the images.
+    crop: side of the central square; 0 is the shorter side.
+    data_dir: folder of data sets; "" is TFDS's own.
+    whole: see `images.whole_side`.
+  """
+  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  if not found.earlier:
+    return None
+  path = prepared.folder(found.earlier, **where, whole=whole)
+  return path if path.exists() else None
+
+
+def find_local(source, *, data_dir, background):
+  """Open originals that are files on a disk."""
+  kind, path = _split(source)
   if kind == "folder":
     return originals.find_folder(
       path,
@@ -97,10 +119,10 @@ def find(source, *, data_dir, background, manual_dir, allow_other, verified):
       background=images.rgb(background),
       manual_dir=manual_dir,
     )
-  return _find_local(kind, rest, data_dir, background)
+  return find_local(source, data_dir=data_dir, background=background)
 
 
-def command(source, *, image_size, crop, data_dir, background):
+def command(source, *, image_size, crop, data_dir, background, random_crop):
   """Return the command that prepares a data set."""
   kind, _ = _split(source)
   words = ["python", "-m", "experiments.prepare_data", f"--dataset={source}"]
@@ -112,12 +134,16 @@ def command(source, *, image_size, crop, data_dir, background):
     words.append(f"--crop={crop}")
   if images.rgb(background) != images.WHITE:
     words.append(f"--background={background}")
+  if random_crop:
+    words.append(f"--random_crop={random_crop:g}")
   if data_dir:
     words.append(f"--data_dir={data_dir}")
   return shlex.join(words)
 
 
-def find_prepared(source, *, image_size, crop, data_dir, background):
+def find_prepared(
+  source, *, image_size, crop, data_dir, background, random_crop
+):
   """Look for a prepared data set.
 
   Args:
@@ -126,6 +152,7 @@ def find_prepared(source, *, image_size, crop, data_dir, background):
     crop: side of the central square; 0 is the shorter side.
     data_dir: folder of data sets; "" is TFDS's own.
     background: colour behind what is transparent.
+    random_crop: see `images.whole_side`.
 
   Returns:
     (its path, its metadata or None if it is not there).
@@ -133,15 +160,32 @@ def find_prepared(source, *, image_size, crop, data_dir, background):
   Raises:
     errors.UserError: it is damaged or was made in another way.
   """
-  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  where = {
+    **{"image_size": image_size, "crop": crop, "data_dir": data_dir},
+    "whole": images.whole_side(image_size, random_crop),
+  }
   name = name_of(source, data_dir=data_dir, background=background)
-  how = command(source, **where, background=background)
+  how = command(
+    source,
+    image_size=image_size,
+    crop=crop,
+    data_dir=data_dir,
+    background=background,
+    random_crop=random_crop,
+  )
   path = prepared.folder(name, **where)
   if name.startswith("folder.") and not path.exists():
     path = _of_a_copy(name, where) or path
+  if name.startswith("folder.") and not path.exists():
+    found = find_local(source, data_dir=data_dir, background=background)
+    earlier = earlier_set(found, **where)
+    if earlier and prepared.read_contents(earlier) == found.fingerprint:
+      path, name = earlier, found.earlier
   metadata = prepared.read_metadata(path, command=how)
   if metadata is not None:
-    wanted = images.preprocessing_id(name, crop=crop, size=image_size)
+    wanted = images.preprocessing_id(
+      name, crop=crop, size=image_size, whole=where["whole"]
+    )
     found = metadata["preprocessing"]
     if not _same(found, wanted):
       raise errors.UserError(
@@ -174,7 +218,9 @@ def _same(found, wanted):
   return found == wanted
 
 
-def open_part(source, part, *, image_size, crop, data_dir, background):
+def open_part(
+  source, part, *, image_size, crop, data_dir, background, random_crop
+):
   """Open a part of a prepared data set, "train" or "heldout".
 
   Args and Raises: as `find_prepared`; not being there is an error here.
@@ -184,7 +230,7 @@ def open_part(source, part, *, image_size, crop, data_dir, background):
   """
   where = {
     **{"image_size": image_size, "crop": crop, "data_dir": data_dir},
-    "background": background,
+    **{"background": background, "random_crop": random_crop},
   }
   _check_size(source, image_size)
   path, metadata = find_prepared(source, **where)

@@ -5,6 +5,7 @@ functions, so that what is true of the embedded images is true of ImageNet.
 """
 
 import io
+import math
 
 import cv2
 import numpy as np
@@ -156,14 +157,31 @@ def area_resize(image, size):
   Returns:
     [size, size, C] uint8, rounded.
   """
-  assert image.dtype == np.uint8, image.dtype
   assert image.shape[0] == image.shape[1], image.shape
-  if len(image) < size:
+  return resize_shorter_side(image, size)
+
+
+def resize_shorter_side(image, side):
+  """Resize like `area_resize`, keeping the aspect ratio.
+
+  Args:
+    image: [H, W, C] uint8.
+    side: of the result's shorter side; the longer one is rounded.
+
+  Returns:
+    [h, w, C] uint8, min(h, w) = side.
+  """
+  assert image.dtype == np.uint8, image.dtype
+  short = min(image.shape[:2])
+  # Sides are both enlarged or both reduced: OpenCV averages only then.
+  height, width = ((n * side + short // 2) // short for n in image.shape[:2])
+  if short < side:
     # OpenCV enlarges uint8 with weights of 11 bits: up to 0.8 off.
     image = image.astype(np.float32)
-  small = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-  # cv2 drops a channel of 1.
-  return np.rint(small).astype(np.uint8).reshape(size, size, image.shape[-1])
+  small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+  if small.dtype != np.uint8:
+    small = np.rint(small).astype(np.uint8)
+  return small.reshape(height, width, -1)  # cv2 drops a channel of 1
 
 
 def preprocess(image, *, crop, size):
@@ -171,8 +189,60 @@ def preprocess(image, *, crop, size):
   return area_resize(center_crop(image, crop), size)
 
 
-def preprocessing_id(source, *, crop, size):
-  """Name what was done to the images, for data sets, statistics and results."""
+def preprocess_whole(image, *, crop, side):
+  """Resize one uint8 image for random crops, cut only where `crop` is not 0."""
+  return resize_shorter_side(center_crop(image, crop) if crop else image, side)
+
+
+def whole_side(size, random_crop):
+  """Return the shorter side of images that are kept for random crops.
+
+  Args:
+    size: side of a crop.
+    random_crop: smallest share of the shorter side that a crop has; 0: none.
+  """
+  if not 0 <= random_crop <= 1:
+    raise errors.UserError(
+      f"data.random_crop={random_crop}: must be 0, or a share of the shorter "
+      "side in (0, 1]"
+    )
+  # 28 / 0.7 is 40 and a little more in float64.
+  return math.ceil(size / random_crop - 1e-9) if random_crop else 0
+
+
+def random_crop(image, size, draws):
+  """Resize so that the shorter side is random, and cut out a random square.
+
+  Args:
+    image: [H, W, C] uint8, of `preprocess_whole`.
+    size: side of the square, and the least shorter side.
+    draws: (size, top, left), uniform in [0, 1).
+
+  Returns:
+    [size, size, C] uint8.
+  """
+  most = min(image.shape[:2])
+  side, top, left = map(float, draws)
+  side = size + int(side * (most - size + 1))
+  if side < most:
+    image = resize_shorter_side(image, side)
+  top = int(top * (image.shape[0] - size + 1))
+  left = int(left * (image.shape[1] - size + 1))
+  return image[top : top + size, left : left + size]
+
+
+def preprocessing_id(source, *, crop, size, whole=0):
+  """Name what was done to the images, for data sets, statistics and results.
+
+  Args:
+    source: name of the originals.
+    crop: side of the central square; 0 is the shorter side.
+    size: side of the images.
+    whole: see `whole_side`.
+  """
+  if whole:
+    cut = f"crop{crop}-" if crop else ""
+    return f"{source}-{cut}whole{whole}-randomcrop{size}"
   return f"{source}-crop{crop or 'short'}-area{size}"
 
 

@@ -42,6 +42,7 @@ class Originals:
     parts: {"train": sequence of images, "heldout": the same, if there is one}.
     fingerprint: of the originals, so that what two preparations made of
       different ones is not mixed.
+    earlier: the name that versions before 'contents.py' gave them, or "".
   """
 
   name: str
@@ -49,6 +50,7 @@ class Originals:
   channels: int
   parts: dict
   fingerprint: str
+  earlier: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +218,9 @@ def find_folder(path, *, background, remember):
   parts = {part: list_folder(p, class_names) for part, p in places.items()}
   held = contents.read(folder, parts, remember=remember)
   behind = on_background(background) if held.transparent else ""
+  name = f"folder.{word(folder.name)}"
   return Originals(
-    name=f"folder.{word(folder.name)}.{held.fingerprint}{behind}",
+    name=f"{name}.{held.fingerprint}{behind}",
     class_names=class_names,
     channels=3,
     parts={
@@ -225,6 +228,8 @@ def find_folder(path, *, background, remember):
       for part, of in parts.items()
     },
     fingerprint=held.fingerprint + behind,
+    # What they made of transparent images was another thing.
+    earlier="" if behind else f"{name}.{fingerprint(parts)}",
   )
 
 

@@ -44,6 +44,51 @@ def test_area_is_the_mean_over_each_box(source, target, channels):
   assert np.abs(small - desired).max() <= 0.5 + 1e-2  # rounding
 
 
+@pytest.mark.parametrize(
+  ("shape", "side", "desired"),
+  [
+    ((500, 375), 80, (107, 80)),
+    ((375, 500), 160, (160, 213)),
+    ((64, 64), 15, (15, 15)),
+    ((50, 70), 80, (80, 112)),
+    ((20, 301), 20, (20, 301)),
+  ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_images_keep_their_aspect_ratio(shape, side, desired, channels):
+  image = np.random.default_rng(side).integers(0, 256, (*shape, channels))
+  image = image.astype(np.uint8)
+  matrices = [weights(*pair) for pair in zip(shape, desired, strict=True)]
+  wanted = np.einsum("ai,bj,ijc->abc", *matrices, image, optimize=True)
+  whole = images.preprocess_whole(image, crop=0, side=side)
+  assert whole.shape == (*desired, channels)
+  assert np.abs(whole - wanted).max() <= 0.5 + 1e-2  # rounding
+  square = images.preprocess_whole(image, crop=14, side=7)
+  middle = images.preprocess(image, crop=14, size=7)
+  np.testing.assert_array_equal(square, middle)
+
+
+def test_random_crops_are_cut_out_of_the_resized_image():
+  image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+  # Sizes 16 to 20, of equal share; 18 of 20 pixels here: 28 wide.
+  crop = images.random_crop(image, 16, np.float32([0.5, 0.99, 0.4]))
+  matrices = weights(20, 18), weights(31, 28)
+  resized = np.einsum("ai,bj,ijc->abc", *matrices, image)
+  assert np.abs(crop - resized[2:18, 5:21]).max() <= 0.5 + 1e-2
+  almost_1 = np.nextafter(np.float32(1), np.float32(0))
+  corner = images.random_crop(image, 16, np.full(3, almost_1))
+  np.testing.assert_array_equal(corner, image[4:, 15:])
+  corner = images.random_crop(image, 20, np.zeros(3, np.float32))
+  np.testing.assert_array_equal(corner, image[:, :20])
+
+
+def test_shorter_side_of_whole_images():
+  sides = {(64, 0.8): 80, (128, 0.8): 160, (12, 0.8): 15, (28, 0.7): 40}
+  sides |= {(64, 1.0): 64, (64, 0.0): 0, (10, 0.75): 14}
+  for (size, random_crop), side in sides.items():
+    assert images.whole_side(size, random_crop) == side
+
+
 def test_center_crop():
   image = np.arange(5 * 8).reshape(5, 8, 1)
   np.testing.assert_array_equal(images.center_crop(image), image[:, 1:6])
