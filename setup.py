@@ -23,7 +23,7 @@ _REQUIRED = [
   "opencv-python-headless>=4.10",
   "optax>=0.2.5",
   "orbax-checkpoint>=0.11.20",
-  "pillow>=10",
+  "pillow>=10.1",
   "scipy>=1.11",
   "tensorflow-datasets>=4.9.9",
 ]

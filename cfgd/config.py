@@ -164,7 +164,7 @@ def image_shape(config):
 
 
 def source_arguments(config):
-  """Return the keyword arguments of `data.sources.load`."""
+  """Return the keyword arguments of `data.sources.load` for evaluation."""
   data = config.data
   return {
     "crop": data.crop,
@@ -172,7 +172,13 @@ def source_arguments(config):
     "channels": data.channels,
     "num_classes": data.num_classes,
     "data_dir": data.dir,
+    "background": data.background,
   }
+
+
+def training_arguments(config):
+  """Return the same for training, which may read random crops."""
+  return source_arguments(config) | {"random_crop": config.data.random_crop}
 
 
 def from_dict(like, plain):

@@ -10,6 +10,7 @@ import re
 from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import errors
+from cfgd.data import images
 
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 TASKS = ("diffusion", "classifier")
@@ -120,6 +121,8 @@ def _validate_model(config):
     "model.num_heads",
   )
   _require(data.crop >= 0, "data.crop", data.crop, "must be 0 or a side")
+  images.rgb(data.background)
+  images.whole_side(data.image_size, data.random_crop)
   _require(
     not data.crop or data.crop >= data.image_size,
     "data.crop",

@@ -27,6 +27,12 @@ def get_config():
         # Side of the central square that is kept first, filled up with zeros
         # where the image is smaller; 0: the shorter side.
         "crop": 0,
+        # Train on random crops with at least this share of the shorter side
+        # (ADM's classifiers: 0.8); 0: on the central square.
+        "random_crop": 0.0,
+        # Colour behind transparent images: white, black, #rrggbb. ImageNet has
+        # none: there an alpha channel is dropped.
+        "background": "white",
         "channels": 3,
         "num_classes": 1000,
         # Mirror left to right at random.

@@ -2,6 +2,8 @@
 
 65.4 M parameters, AdamW, batch 256, 300k steps (77 M images).
 
+  python -m experiments.prepare_data --dataset=imagenet64 --random_crop=0.8
+      --manual_dir=ARCHIVES
   python -m experiments.train --config=configs/imagenet64_classifier.py
       --workdir=DIR
 """
@@ -12,6 +14,7 @@ from configs import imagenet64
 def get_config():
   """Return the overrides of the 64x64 model for its classifier."""
   config = imagenet64.get_config()
+  config.data.random_crop = 0.8
   return as_classifier(config, num_res_blocks=4)
 
 

@@ -56,6 +56,7 @@ def add_classifier(config, classifier, steps):
   """Add rows of classifier guidance to a sweep, and their classifier."""
   config.sweep.classifier = {
     "task": "classifier",
+    "data": {"random_crop": classifier.data.random_crop},
     "model": classifier.model,
     "diffusion": {"p_uncond": 0.0},
     "optim": classifier.optim,

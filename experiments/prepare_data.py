@@ -13,27 +13,29 @@ from absl import flags
 from cfgd.data import prepare
 from experiments import launcher
 
-_DATASET = flags.DEFINE_string(
+flags.DEFINE_string(
   "dataset",
   None,
   "imagenet64, imagenet128 (any size), tfds:NAME, folder:PATH or idx:PATH.",
 )
-_DATA_DIR = flags.DEFINE_string(
+flags.DEFINE_string(
   "data_dir", "", "Where to write; default: TFDS's own. In training: data.dir."
 )
-_MANUAL_DIR = flags.DEFINE_string(
+flags.DEFINE_string(
   "manual_dir", "", "Where ImageNet's archives are, or TFDS's manual downloads."
 )
-_IMAGE_SIZE = flags.DEFINE_integer(
+flags.DEFINE_integer(
   "image_size", 0, "Pixels per side; needed where --dataset does not say it."
 )
-_CROP = flags.DEFINE_integer(
+flags.DEFINE_integer(
   "crop", 0, "Side of the central square kept; 0: the shorter side."
 )
-_WORKERS = flags.DEFINE_integer(
-  "workers", 0, "Processes; 0: one for each core."
+flags.DEFINE_float("random_crop", 0.0, "For training with data.random_crop.")
+flags.DEFINE_string(
+  "background", "white", "Colour behind transparent images: white, #rrggbb."
 )
-_ALLOW_OTHER = flags.DEFINE_boolean(
+flags.DEFINE_integer("workers", 0, "Processes; 0: one for each core.")
+flags.DEFINE_boolean(
   "allow_other_archives",
   False,
   "Take archives of ImageNet's structure that are not the official ones: no "
@@ -41,19 +43,16 @@ _ALLOW_OTHER = flags.DEFINE_boolean(
 )
 flags.mark_flag_as_required("dataset")
 
+_PASSED = ("image_size", "crop", "random_crop", "background")
+_PASSED += ("data_dir", "manual_dir", "workers")
+
 
 def main():
   """Prepare what is missing and say where it is."""
-  path = prepare.prepare(
-    _DATASET.value,
-    image_size=_IMAGE_SIZE.value,
-    crop=_CROP.value,
-    data_dir=_DATA_DIR.value,
-    manual_dir=_MANUAL_DIR.value,
-    workers=_WORKERS.value,
-    allow_other=_ALLOW_OTHER.value,
-  )
-  print(path)
+  given = flags.FLAGS
+  how = {name: given[name].value for name in _PASSED}
+  how["allow_other"] = given.allow_other_archives
+  print(prepare.prepare(given.dataset, **how))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ALLOWED = {
   "config": set(),
   "models.feature_net": set(),
   "data.images": set(),
+  "data.crops": {"data.images"},
   "data.embedded": set(),
   "sampling.store": set(),
   "metrics.scores": set(),
@@ -34,7 +35,7 @@ ALLOWED = {
   "sweep.verdicts": set(),
   "sweep.seeds": set(),
   # L1
-  "validation": {"config", "diffusion"},
+  "validation": {"config", "data.images", "diffusion"},
   "guidance": {"diffusion"},
   "checkpoint": {"distributed", "manifest"},
   "lease": {"distributed"},
@@ -42,7 +43,8 @@ ALLOWED = {
   "models.blocks": {"xla"},
   "models.unet": {"models.blocks"},
   "models.classifier": {"models.blocks", "models.unet"},
-  "data.originals": {"data.images"},
+  "data.contents": {"data.images"},
+  "data.originals": {"data.contents", "data.images"},
   "data.imagenet_archives": {"data.originals"},
   "data.tfds_sets": {"data.images", "data.originals"},
   "data.prepared": set(),
@@ -53,8 +55,12 @@ ALLOWED = {
   "data.prepare": {
     *("data.catalog", "data.images", "data.prepared", "distributed"),
   },
-  "data.sources": {"data.images", "data.embedded", "data.catalog"},
-  "data.pipeline": {"data.sources", "data.images", "distributed"},
+  "data.sources": {
+    *("data.images", "data.crops", "data.embedded", "data.catalog"),
+  },
+  "data.pipeline": {
+    *("data.sources", "data.crops", "data.images", "distributed"),
+  },
   "training.state": {"xla"},
   "sweep.plots": {"sweep.paper"},
   "sweep.claims": {"sweep.verdicts"},
@@ -64,7 +70,7 @@ ALLOWED = {
   },
   "convert.guided_diffusion": {"diffusion"},
   "metrics.contrast": {"sampling.store"},
-  "metrics.image_sets": {"sampling.store"},
+  "metrics.image_sets": {"data.images", "sampling.store"},
   "metrics.manifold": {"metrics.scores"},
   "metrics.splits": {"metrics.scores"},
   "metrics.references": {
@@ -85,7 +91,8 @@ ALLOWED = {
   },
   # L3: fronts that meet through files only, and a builder for users of TFDS.
   "data.imagenet": {
-    *("data.imagenet_archives", "data.prepare", "data.prepared"),
+    *("data.imagenet_archives", "data.images", "data.prepare"),
+    "data.prepared",
   },
   "convert.importer": {
     "validation",

@@ -15,7 +15,8 @@ from cfgd.data import prepared
 from cfgd.data import tfds_sets
 
 _IMAGENET = re.compile(r"imagenet([1-9]\d*)")
-_FINDERS = {"folder": originals.find_folder, "idx": originals.find_idx}
+_FINDERS = {"idx": originals.find_idx}
+_CONTENTS = "folder_contents"  # in the folder of data sets
 _KNOWN = "embedded, imagenet64, imagenet128, tfds:NAME, folder:PATH, idx:PATH"
 
 
@@ -25,7 +26,7 @@ def _split(source):
   if match:
     return "imagenet", int(match[1])
   kind, colon, rest = source.partition(":")
-  if kind not in ("tfds", *_FINDERS) or not colon or not rest:
+  if kind not in ("tfds", "folder", *_FINDERS) or not colon or not rest:
     raise errors.UserError(
       f"data.source={source!r}: no such data set; known: {_KNOWN}"
     )
@@ -43,7 +44,7 @@ def is_prepared_on_demand(source):
   return source != "embedded" and _split(source)[0] != "imagenet"
 
 
-def name_of(source):
+def name_of(source, *, data_dir, background):
   """Return the name of the originals, `Originals.name`, without opening them.
 
   Of ImageNet from other than the official archives it is the beginning.
@@ -52,16 +53,49 @@ def name_of(source):
   if kind == "imagenet":
     return kind
   if kind == "tfds":
-    return tfds_sets.name_of(rest)
-  return _FINDERS[kind](rest).name
+    return tfds_sets.name_of(rest, images.rgb(background))
+  return find_local(source, data_dir=data_dir, background=background).name
 
 
-def find(source, *, data_dir, manual_dir, allow_other, verified):
+def earlier_set(found, *, image_size, crop, data_dir, whole=0):
+  """Return the path of a set that an earlier version made, or None.
+
+  Its name says of a folder's files how they are called and how large they are,
+  and not what they hold.
+
+  Args:
+    found: originals.Originals.
+    image_size: side of the images.
+    crop: side of the central square; 0 is the shorter side.
+    data_dir: folder of data sets; "" is TFDS's own.
+    whole: see `images.whole_side`.
+  """
+  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  if not found.earlier:
+    return None
+  path = prepared.folder(found.earlier, **where, whole=whole)
+  return path if path.exists() else None
+
+
+def find_local(source, *, data_dir, background):
+  """Open originals that are files on a disk."""
+  kind, path = _split(source)
+  if kind == "folder":
+    return originals.find_folder(
+      path,
+      background=images.rgb(background),
+      remember=prepared.data_home(data_dir) / _CONTENTS,
+    )
+  return _FINDERS[kind](path)
+
+
+def find(source, *, data_dir, background, manual_dir, allow_other, verified):
   """Open the originals of a data set.
 
   Args:
     source: data.source of the config.
     data_dir: folder of data sets; "" is TFDS's own.
+    background: colour behind what is transparent.
     manual_dir: see imagenet_archives.find and tfds_sets.find.
     allow_other: see imagenet_archives.find.
     verified: see imagenet_archives.find.
@@ -82,12 +116,13 @@ def find(source, *, data_dir, manual_dir, allow_other, verified):
     return tfds_sets.find(
       rest,
       data_dir=os.fspath(prepared.data_home(data_dir)),
+      background=images.rgb(background),
       manual_dir=manual_dir,
     )
-  return _FINDERS[kind](rest)
+  return find_local(source, data_dir=data_dir, background=background)
 
 
-def command(source, *, image_size, crop, data_dir):
+def command(source, *, image_size, crop, data_dir, background, random_crop):
   """Return the command that prepares a data set."""
   kind, _ = _split(source)
   words = ["python", "-m", "experiments.prepare_data", f"--dataset={source}"]
@@ -97,12 +132,18 @@ def command(source, *, image_size, crop, data_dir):
     words.append(f"--image_size={image_size}")
   if crop:
     words.append(f"--crop={crop}")
+  if images.rgb(background) != images.WHITE:
+    words.append(f"--background={background}")
+  if random_crop:
+    words.append(f"--random_crop={random_crop:g}")
   if data_dir:
     words.append(f"--data_dir={data_dir}")
   return shlex.join(words)
 
 
-def find_prepared(source, *, image_size, crop, data_dir):
+def find_prepared(
+  source, *, image_size, crop, data_dir, background, random_crop
+):
   """Look for a prepared data set.
 
   Args:
@@ -110,6 +151,8 @@ def find_prepared(source, *, image_size, crop, data_dir):
     image_size: side of the images.
     crop: side of the central square; 0 is the shorter side.
     data_dir: folder of data sets; "" is TFDS's own.
+    background: colour behind what is transparent.
+    random_crop: see `images.whole_side`.
 
   Returns:
     (its path, its metadata or None if it is not there).
@@ -117,12 +160,32 @@ def find_prepared(source, *, image_size, crop, data_dir):
   Raises:
     errors.UserError: it is damaged or was made in another way.
   """
-  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
-  name, how = name_of(source), command(source, **where)
+  where = {
+    **{"image_size": image_size, "crop": crop, "data_dir": data_dir},
+    "whole": images.whole_side(image_size, random_crop),
+  }
+  name = name_of(source, data_dir=data_dir, background=background)
+  how = command(
+    source,
+    image_size=image_size,
+    crop=crop,
+    data_dir=data_dir,
+    background=background,
+    random_crop=random_crop,
+  )
   path = prepared.folder(name, **where)
+  if name.startswith("folder.") and not path.exists():
+    path = _of_a_copy(name, where) or path
+  if name.startswith("folder.") and not path.exists():
+    found = find_local(source, data_dir=data_dir, background=background)
+    earlier = earlier_set(found, **where)
+    if earlier and prepared.read_contents(earlier) == found.fingerprint:
+      path, name = earlier, found.earlier
   metadata = prepared.read_metadata(path, command=how)
   if metadata is not None:
-    wanted = images.preprocessing_id(name, crop=crop, size=image_size)
+    wanted = images.preprocessing_id(
+      name, crop=crop, size=image_size, whole=where["whole"]
+    )
     found = metadata["preprocessing"]
     if not _same(found, wanted):
       raise errors.UserError(
@@ -132,14 +195,32 @@ def find_prepared(source, *, image_size, crop, data_dir):
   return path, metadata
 
 
+def _of_a_copy(name, where):
+  """Find the set of a folder with the same contents and another name."""
+  any_name = re.sub(r"^folder\.\w+", "folder.*", name)
+  pattern = prepared.folder(any_name, **where)
+  home = prepared.data_home(where["data_dir"])
+  return min(home.glob(os.fspath(pattern.relative_to(home))), default=None)
+
+
 def _same(found, wanted):
-  """Compare ids; other archives of ImageNet add a fingerprint to the name."""
+  """Compare ids up to what does not matter.
+
+  Other archives of ImageNet add a fingerprint to the name; of a folder, its
+  contents count and not what it is called.
+  """
   if wanted.startswith("imagenet-"):
     found = re.sub(r"^imagenet\.\w+", "imagenet", found)
+  if wanted.startswith("folder."):
+    found, wanted = (
+      re.sub(r"^folder\.\w+", "folder", name) for name in (found, wanted)
+    )
   return found == wanted
 
 
-def open_part(source, part, *, image_size, crop, data_dir):
+def open_part(
+  source, part, *, image_size, crop, data_dir, background, random_crop
+):
   """Open a part of a prepared data set, "train" or "heldout".
 
   Args and Raises: as `find_prepared`; not being there is an error here.
@@ -147,7 +228,10 @@ def open_part(source, part, *, image_size, crop, data_dir):
   Returns:
     prepared.Prepared.
   """
-  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
+  where = {
+    **{"image_size": image_size, "crop": crop, "data_dir": data_dir},
+    **{"background": background, "random_crop": random_crop},
+  }
   _check_size(source, image_size)
   path, metadata = find_prepared(source, **where)
   if metadata is None:

@@ -12,15 +12,17 @@ import dataclasses
 import tensorflow_datasets as tfds
 
 from cfgd.data import imagenet_archives
+from cfgd.data import images
 from cfgd.data import prepare
 from cfgd.data import prepared
 
 
 @dataclasses.dataclass
 class AreaConfig(tfds.core.BuilderConfig):
-  """Side of the images."""
+  """Side of the images, and the smallest share of random crops, 0: squares."""
 
   image_size: int = 0
+  random_crop: float = 0.0
 
 
 class ImagenetArea(tfds.core.GeneratorBasedBuilder):
@@ -32,17 +34,27 @@ class ImagenetArea(tfds.core.GeneratorBasedBuilder):
     "https://image-net.org/download-images"
   )
   BUILDER_CONFIGS = tuple(
-    AreaConfig(name=f"{size}x{size}", image_size=size) for size in (64, 128)
+    AreaConfig(
+      name=f"{size}x{size}" + (f"_whole{whole}" if whole else ""),
+      image_size=size,
+      random_crop=random_crop,
+    )
+    for size in (64, 128)
+    for random_crop in (0.0, 0.8)
+    for whole in (images.whole_side(size, random_crop),)
   )
 
   def __init__(self, *, file_format="array_record", **arguments):
     super().__init__(file_format=file_format, **arguments)
 
   def _info(self):
+    config = self.builder_config
     return tfds.core.DatasetInfo(
       builder=self,
       features=prepared.features(
-        self.builder_config.image_size, 3, imagenet_archives.synsets()
+        None if config.random_crop else config.image_size,
+        3,
+        imagenet_archives.synsets(),
       ),
       supervised_keys=("image", "label"),
     )
@@ -58,6 +70,7 @@ class ImagenetArea(tfds.core.GeneratorBasedBuilder):
       f"imagenet{self.builder_config.image_size}",
       image_size=0,
       crop=0,
+      random_crop=self.builder_config.random_crop,
       data_dir=self._data_dir_root,
       manual_dir=download_config.manual_dir if download_config else "",
       workers=0,

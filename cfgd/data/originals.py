@@ -18,6 +18,7 @@ from etils import epath
 import numpy as np
 
 from cfgd import errors
+from cfgd.data import contents
 from cfgd.data import images
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
@@ -41,6 +42,7 @@ class Originals:
     parts: {"train": sequence of images, "heldout": the same, if there is one}.
     fingerprint: of the originals, so that what two preparations made of
       different ones is not mixed.
+    earlier: the name that versions before 'contents.py' gave them, or "".
   """
 
   name: str
@@ -48,6 +50,7 @@ class Originals:
   channels: int
   parts: dict
   fingerprint: str
+  earlier: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Members:
     offsets: [N] int64 in the archive; -1: a file of its own.
     sizes: [N] int64 in bytes.
     labels: [N] int32.
+    background: (R, G, B) behind what is transparent; None drops alpha.
   """
 
   root: str
@@ -67,20 +71,23 @@ class Members:
   offsets: np.ndarray
   sizes: np.ndarray
   labels: np.ndarray
+  background: tuple | None = None
 
   def __len__(self):
     return len(self.labels)
 
   def __getitem__(self, rows):
-    columns = (self.names, self.offsets, self.sizes, self.labels)
-    return Members(self.root, *(column[rows] for column in columns))
+    columns = ("names", "offsets", "sizes", "labels")
+    return dataclasses.replace(
+      self, **{name: getattr(self, name)[rows] for name in columns}
+    )
 
   def __iter__(self):
     for row, label in enumerate(self.labels):
       name = os.fsdecode(self.names[row])
       data = self._read(name, int(self.offsets[row]), int(self.sizes[row]))
       try:
-        yield images.decode(data), int(label)
+        yield images.decode(data, self.background), int(label)
       except ValueError as error:
         raise errors.UserError(
           f"{self.root}: {name} is damaged or no image ({error}); "
@@ -128,7 +135,10 @@ def _with_progress(root, rows):
 
 
 def fingerprint(parts):
-  """Return 8 hexadecimal digits for the names and sizes of `Members`."""
+  """Return 8 hexadecimal digits for the names and sizes of `Members`.
+
+  Enough for archives, whose md5 is checked; files need `contents.read`.
+  """
   digest = hashlib.sha256()
   for part, listed in sorted(parts.items()):
     digest.update(f"{part} {len(listed)}".encode())
@@ -184,10 +194,16 @@ def _some(names):
   return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def find_folder(path):
+def find_folder(path, *, background, remember):
   """List `folder:PATH`: PATH/CLASS/* or PATH/train/CLASS/*, PATH/test/CLASS/*.
 
-  Classes are the names of the folders, in sorted order.
+  Classes are the names of the folders, in sorted order. The name has a hash of
+  the files' contents, and the background where an image is transparent.
+
+  Args:
+    path: the folder.
+    background: (R, G, B) behind what is transparent.
+    remember: folder in which the hash is kept, see `contents.read`.
   """
   folder = epath.Path(path).expanduser()
   if not folder.is_dir():
@@ -200,14 +216,26 @@ def find_folder(path):
       "PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg"
     )
   parts = {part: list_folder(p, class_names) for part, p in places.items()}
-  mark = fingerprint(parts)
+  held = contents.read(folder, parts, remember=remember)
+  behind = on_background(background) if held.transparent else ""
+  name = f"folder.{word(folder.name)}"
   return Originals(
-    name=f"folder.{word(folder.name)}.{mark}",
+    name=f"{name}.{held.fingerprint}{behind}",
     class_names=class_names,
     channels=3,
-    parts=parts,
-    fingerprint=mark,
+    parts={
+      part: dataclasses.replace(of, background=background)
+      for part, of in parts.items()
+    },
+    fingerprint=held.fingerprint + behind,
+    # What they made of transparent images was another thing.
+    earlier="" if behind else f"{name}.{fingerprint(parts)}",
   )
+
+
+def on_background(background):
+  """Return the end of a name whose images are on this background."""
+  return ".on{:02x}{:02x}{:02x}".format(*background)
 
 
 def _folder_parts(folder):

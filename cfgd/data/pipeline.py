@@ -1,9 +1,9 @@
 """Training batches whose order is a function of (seed, step) alone.
 
-The order of an epoch and its flips come from (seed, epoch), the rows of a batch
-from the step: the union of the hosts' batches at a step is the same for any
-number of hosts, and step k is reached by indexing. Examples are read, flipped
-and stacked a batch at a time; Grain's threads read ahead.
+The order of an epoch, its crops and flips come from (seed, epoch), the rows of
+a batch from the step: the union of the hosts' batches at a step is the same for
+any number of hosts, and step k is reached by indexing. Examples are read,
+cropped, flipped and stacked a batch at a time; Grain's threads read ahead.
 """
 
 import functools
@@ -14,7 +14,10 @@ import jax
 import numpy as np
 
 from cfgd import distributed
+from cfgd.data import crops
 from cfgd.data import images
+
+_CROPS = 1  # a stream of random numbers beside that of order and flips
 
 
 @functools.lru_cache(maxsize=2)  # a batch may touch the next epoch
@@ -22,6 +25,13 @@ def _epoch(seed, epoch, number):
   """Return (order of the examples, which of them are mirrored)."""
   rng = np.random.default_rng((seed, epoch))
   return rng.permutation(number), rng.random(number) < 0.5
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_crops(seed, epoch, number):
+  """Return the uniform numbers of every example's crop."""
+  rng = np.random.default_rng((seed, epoch, _CROPS))
+  return rng.random((number, crops.DRAWS), np.float32)
 
 
 def _draw(positions, seed, number):
@@ -37,12 +47,22 @@ def _draw(positions, seed, number):
   return examples, flips
 
 
+def _draw_crops(positions, examples, seed, number):
+  """Return the uniform numbers of each example's crop in its epoch."""
+  draws = np.empty((len(positions), crops.DRAWS), np.float32)
+  epochs = positions // number
+  for epoch in np.unique(epochs):
+    rows = epochs == epoch
+    draws[rows] = _epoch_crops(seed, int(epoch), number)[examples[rows]]
+  return draws
+
+
 def stream(source, *, seed, batch_size, flip, process_index, process_count):
   """Return this host's endless sequence of batches, indexed by step.
 
   Args:
     source: `len` and `read`, see data.sources.
-    seed: of the order and the flips.
+    seed: of the order, the crops and the flips.
     batch_size: over all hosts.
     flip: mirror images left to right at random.
     process_index: this host's rows are process_index::process_count.
@@ -58,7 +78,12 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
   def read(step):
     positions = step * batch_size + rows
     examples, flips = _draw(positions, seed, len(source))
-    batch = source.read(examples) | {"row": rows.astype(np.int32)}
+    if isinstance(source, crops.RandomCrops):
+      draws = _draw_crops(positions, examples, seed, len(source))
+      batch = source.read(examples, draws)
+    else:
+      batch = source.read(examples)
+    batch["row"] = rows.astype(np.int32)
     if flip:
       batch["image"] = images.flip(batch["image"], flips)
     return batch

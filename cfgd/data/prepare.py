@@ -10,7 +10,6 @@ import fcntl
 import functools
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +18,7 @@ import time
 
 from absl import logging
 import cv2
+import numpy as np
 
 from cfgd import distributed
 from cfgd import errors
@@ -35,9 +35,10 @@ _IMAGES_WORTH_A_PROCESS = 500
 _RECORD_OVERHEAD = 128  # bytes: label, names of the features, index
 _SHARD_OVERHEAD = 2 * 2**16  # ArrayRecord fills up its blocks
 _PROGRESS_SECONDS = 10.0
+_USUAL_ASPECT = 1.4  # of photographs: an estimate of the space they need
 
 
-def ensure(source, *, image_size, crop, data_dir):
+def ensure(source, *, image_size, crop, data_dir, background, random_crop=0.0):
   """Prepare a data set that training names and that is not prepared yet.
 
   Not ImageNet: its archives have to be shown, see experiments.prepare_data.
@@ -50,6 +51,8 @@ def ensure(source, *, image_size, crop, data_dir):
       image_size=image_size,
       crop=crop,
       data_dir=data_dir,
+      background=background,
+      random_crop=random_crop,
       manual_dir="",
       workers=0,
       allow_other=False,
@@ -58,7 +61,16 @@ def ensure(source, *, image_size, crop, data_dir):
 
 
 def prepare(
-  source, *, image_size, crop, data_dir, manual_dir, workers, allow_other
+  source,
+  *,
+  image_size,
+  crop,
+  data_dir,
+  manual_dir,
+  workers,
+  allow_other,
+  background="white",
+  random_crop=0.0,
 ):
   """Prepare a data set, or go on where a killed preparation stopped.
 
@@ -70,6 +82,9 @@ def prepare(
     manual_dir: where ImageNet's archives are, or TFDS's manual downloads.
     workers: processes; 0: one for each core.
     allow_other: take archives of ImageNet that are not the official ones.
+    background: colour behind what is transparent.
+    random_crop: not 0: keep whole training images for random crops with at
+      least this share of the shorter side.
 
   Returns:
     Path of the set.
@@ -79,13 +94,19 @@ def prepare(
       made from other originals.
   """
   image_size = catalog.size_to_prepare(source, image_size)
-  where = {"image_size": image_size, "crop": crop, "data_dir": data_dir}
-  path, metadata = catalog.find_prepared(source, **where)
+  where = {"data_dir": data_dir, "background": background}
+  path, metadata = catalog.find_prepared(
+    source,
+    image_size=image_size,
+    crop=crop,
+    random_crop=random_crop,
+    **where,
+  )
   half = prepared.incomplete(path)
   find = functools.partial(
     catalog.find,
     source,
-    data_dir=data_dir,
+    **where,
     manual_dir=manual_dir,
     allow_other=allow_other,
     verified=half / "verified.json",
@@ -97,11 +118,51 @@ def prepare(
     return path
   with _alone(half):
     found = find()
-    plan = _plan(found, crop, image_size)
+    sides = {
+      "size": image_size,
+      "crop": crop,
+      "whole": images.whole_side(image_size, random_crop),
+    }
+    earlier = catalog.earlier_set(
+      found,
+      image_size=image_size,
+      crop=crop,
+      data_dir=data_dir,
+      whole=sides["whole"],
+    )
+    if earlier and _is_of(earlier, found, sides):
+      prepared.write_contents(earlier, found.fingerprint)
+      logging.info("Prepared already, with the same pixels: %s.", earlier)
+      _remove_if_empty(half)
+      return earlier
+    plan = _plan(found, sides)
     _claim(half, plan)
-    _make(found, plan, path, image_size, crop, workers)
-    _finish(found, plan, path, image_size)
+    _make(found, plan, path, sides, workers)
+    _check_unchanged(found, catalog.name_of(source, **where), half)
+    _finish(found, plan, path, sides)
   return path
+
+
+def _is_of(path, found, sides):
+  """Say whether a set has the pixels that its originals have now."""
+  metadata = prepared.read_metadata(path, command="this command")
+  named = images.preprocessing_id(found.earlier, **sides)
+  if metadata["preprocessing"] != named or prepared.read_contents(path):
+    return False
+  number = sum(map(len, found.parts.values()))
+  logging.info("Comparing %d images with those of %s.", number, path)
+  progress = _Progress(number)
+  for part, of in found.parts.items():
+    there = prepared.Prepared(path, part, metadata)
+    preprocess, _ = _preprocessing(part, **sides)
+    for row, (image, label) in enumerate(of):
+      example = there[row]
+      if example["label"] != label:
+        return False
+      if not np.array_equal(example["image"], preprocess(image)):
+        return False
+      progress(1)
+  return True
 
 
 def _check_others(path, metadata, find, allow_other):
@@ -141,12 +202,10 @@ def _remove_if_empty(half):
       folder.rmdir()
 
 
-def _plan(found, crop, image_size):
+def _plan(found, sides):
   """Return what the set will be made of, as JSON has it."""
   return {
-    "preprocessing": images.preprocessing_id(
-      found.name, crop=crop, size=image_size
-    ),
+    "preprocessing": images.preprocessing_id(found.name, **sides),
     "originals": found.fingerprint,
     "lengths": {part: _lengths(len(of)) for part, of in found.parts.items()},
   }
@@ -174,28 +233,40 @@ def _claim(half, plan):
     )
 
 
-def _make(found, plan, path, image_size, crop, workers):
+def _make(found, plan, path, sides, workers):
   """Write the missing shards."""
   half = prepared.incomplete(path)
   for stale in half.glob(".tmp-*"):
     stale.unlink()
-  missing, total = [], 0
+  missing, total, needed = [], 0, 0
   for part, lengths in plan["lengths"].items():
     starts = [0, *itertools.accumulate(lengths)]
     total += starts[-1]
+    preprocess, pixels = _preprocessing(part, **sides)
+    record = int(pixels * found.channels) + _RECORD_OVERHEAD
     for i, shard in enumerate(prepared.shard_paths(path, part, len(lengths))):
       target = half / shard.name
       if prepared.count(target) != lengths[i]:
-        missing.append((found.parts[part][starts[i] : starts[i + 1]], target))
-  number = sum(len(part) for part, _ in missing)
-  shape = (image_size, image_size, found.channels)
-  _check_space(half, number, len(missing), shape)
+        of = found.parts[part][starts[i] : starts[i + 1]]
+        missing.append((of, target, preprocess))
+        needed += lengths[i] * record + _SHARD_OVERHEAD
+  number = sum(len(of) for of, *_ in missing)
+  _check_space(half, needed)
   logging.info(
     "Preparing %d images as %s in %s; %d are there.",
     *(total, plan["preprocessing"], path, total - number),
   )
   workers = workers or _processes_for(number)
-  _run(missing, number, workers, size=image_size, crop=crop)
+  _run(missing, number, workers, with_shape=bool(sides["whole"]))
+
+
+def _preprocessing(part, *, size, crop, whole):
+  """Return what is done to an image of a part, and its usual pixels."""
+  if whole and part == "train":
+    usual = whole**2 * (1 if crop else _USUAL_ASPECT)
+    how = {"crop": crop, "side": whole}
+    return functools.partial(images.preprocess_whole, **how), usual
+  return functools.partial(images.preprocess, crop=crop, size=size), size**2
 
 
 def _processes_for(number):
@@ -204,9 +275,7 @@ def _processes_for(number):
   return max(1, min(cores, number // _IMAGES_WORTH_A_PROCESS))
 
 
-def _check_space(half, number, shards, shape):
-  needed = number * (math.prod(shape) + _RECORD_OVERHEAD)
-  needed += shards * _SHARD_OVERHEAD
+def _check_space(half, needed):
   free = shutil.disk_usage(half).free
   if needed > free:
     raise errors.UserError(
@@ -220,8 +289,8 @@ def _run(missing, number, workers, **how):
   """Write shards in processes, and say how far it is."""
   progress = _Progress(number)
   if workers == 1 or len(missing) <= 1:
-    for part, target in missing:
-      progress(_write(part, target, **how))
+    for shard in missing:
+      progress(_write(*shard, **how))
     return
   # Started afresh: JAX's threads do not survive a fork.
   with concurrent.futures.ProcessPoolExecutor(
@@ -229,9 +298,7 @@ def _run(missing, number, workers, **how):
     mp_context=multiprocessing.get_context("spawn"),
     initializer=_end_with_parent,
   ) as pool:
-    running = [
-      pool.submit(_write, part, target, **how) for part, target in missing
-    ]
+    running = [pool.submit(_write, *shard, **how) for shard in missing]
     try:
       for future in concurrent.futures.as_completed(running):
         progress(future.result())
@@ -278,20 +345,29 @@ def _end_with_parent():
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _write(part, target, size, crop):
+def _write(part, target, preprocess, with_shape):
   """Write one shard and return its number of images; runs in a worker."""
   cv2.setNumThreads(1)
   prepared.write_shard(
     target,
     (
-      prepared.serialize(images.preprocess(image, crop=crop, size=size), label)
+      prepared.serialize(preprocess(image), label, with_shape=with_shape)
       for image, label in part
     ),
   )
   return len(part)
 
 
-def _finish(found, plan, path, image_size):
+def _check_unchanged(found, name, half):
+  """Make sure that a folder holds what it held before its files were read."""
+  if not found.name.startswith(name):
+    raise errors.RunError(
+      f"{half}: the original images changed meanwhile ({found.name} is {name} "
+      "now); the same command again prepares what is there"
+    )
+
+
+def _finish(found, plan, path, sides):
   """Count every shard, write the metadata and give the set its name."""
   half = prepared.incomplete(path)
   for part, lengths in plan["lengths"].items():
@@ -303,19 +379,20 @@ def _finish(found, plan, path, image_size):
           f"{half / shard.name}: {number} images, not {length}; the same "
           "command again makes it anew"
         )
-  shape = (image_size, image_size, found.channels)
+  size, with_shape = sides["size"], bool(sides["whole"])
   prepared.write_metadata(
     path,
     feature_dict=prepared.features(
-      image_size, found.channels, found.class_names
+      None if with_shape else size, found.channels, found.class_names
     ),
     lengths=plan["lengths"],
     metadata={
       "preprocessing": plan["preprocessing"],
       "originals": plan["originals"],
-      "image_shape": shape,
+      "image_shape": (size, size, found.channels),
       "class_names": list(found.class_names),
-    },
+    }
+    | ({"with_shape": True} if with_shape else {}),
   )
   for name in ("plan.json", "verified.json", "lock"):
     (half / name).unlink(missing_ok=True)

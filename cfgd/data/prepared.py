@@ -17,9 +17,11 @@ from etils import epath
 import numpy as np
 
 from cfgd import errors
+from cfgd import files
 
 VERSION = "1.0.0"
 _METADATA = "metadata.json"
+_CONTENTS = "contents.json"
 
 
 def data_home(data_dir):
@@ -28,7 +30,7 @@ def data_home(data_dir):
   return epath.Path(data_dir or default).expanduser()
 
 
-def folder(name, *, image_size, crop, data_dir):
+def folder(name, *, image_size, crop, data_dir, whole=0):
   """Return where a prepared set is.
 
   Args:
@@ -36,10 +38,12 @@ def folder(name, *, image_size, crop, data_dir):
     image_size: side of the images.
     crop: side of the central square; 0 is the shorter side.
     data_dir: folder of data sets, see `data_home`.
+    whole: shorter side of whole images for random crops; 0: squares.
   """
   # Of ImageNet there is one, whether from the official archives or others.
   dataset = name.split(".")[0] if name.startswith("imagenet") else name
   config = f"{image_size}x{image_size}" + (f"_crop{crop}" if crop else "")
+  config += f"_whole{whole}" if whole else ""
   parent = data_home(data_dir) / f"{dataset.replace('.', '_')}_area"
   return parent / config / VERSION
 
@@ -56,13 +60,19 @@ def shard_paths(path, part, number):
 
 
 def features(image_size, channels, class_names):
-  """Return what TFDS calls the features of the records."""
+  """Return what TFDS calls the features of the records.
+
+  Args:
+    image_size: side of the images; None: each has its own height and width.
+    channels: of the images.
+    class_names: in the order of the labels.
+  """
   import tensorflow_datasets as tfds
 
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Tensor(
-        shape=(image_size, image_size, channels),
+        shape=(image_size, image_size, channels),  # None: stored with each
         dtype=np.uint8,
         encoding=tfds.features.Encoding.BYTES,
       ),
@@ -79,11 +89,21 @@ def _example():
   return tf_example_pb2.Example
 
 
-def serialize(image, label):
-  """Return the record of an image [H, W, C] uint8 and its label."""
+def serialize(image, label, *, with_shape=False):
+  """Return the record of an image [H, W, C] uint8 and its label.
+
+  Args:
+    image: see above.
+    label: see above.
+    with_shape: the set has images of many shapes.
+  """
   example = _example()()
   feature = example.features.feature
-  feature["image"].bytes_list.value.append(image.tobytes())
+  pixels = "image"
+  if with_shape:  # these are TFDS's names
+    pixels = "image/value"
+    feature["image/shape"].int64_list.value.extend(image.shape)
+  feature[pixels].bytes_list.value.append(image.tobytes())
   feature["label"].int64_list.value.append(label)
   return example.SerializeToString()
 
@@ -93,6 +113,14 @@ def _parse(record):
   feature = _example().FromString(record).features.feature
   pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
   return pixels, feature["label"].int64_list.value[0]
+
+
+def _parse_with_shape(record):
+  """Return (image [H, W, C], label) of a record that has the shape."""
+  feature = _example().FromString(record).features.feature
+  pixels = np.frombuffer(feature["image/value"].bytes_list.value[0], np.uint8)
+  shape = feature["image/shape"].int64_list.value
+  return pixels.reshape(shape), feature["label"].int64_list.value[0]
 
 
 def write_shard(path, records):
@@ -176,6 +204,17 @@ def write_metadata(path, *, feature_dict, lengths, metadata):
   )
 
 
+def write_contents(path, fingerprint):
+  """Note what the originals of a set hold, whose name does not say it."""
+  files.write_atomic(path / _CONTENTS, json.dumps({"originals": fingerprint}))
+
+
+def read_contents(path):
+  """Return what `write_contents` noted, or ""."""
+  note = path / _CONTENTS
+  return json.loads(note.read_text())["originals"] if note.exists() else ""
+
+
 class Prepared:
   """One part of a prepared set, by random access; nothing is kept in memory.
 
@@ -194,6 +233,7 @@ class Prepared:
     self.image_shape = tuple(metadata["image_shape"])
     self.num_classes = len(metadata["class_names"])
     self.preprocessing = metadata["preprocessing"]
+    self._with_shape = metadata.get("with_shape", False)
 
   def __len__(self):
     return int(self._starts[-1])
@@ -210,18 +250,32 @@ class Prepared:
 
   def read(self, indices):
     """Return {"image": [n, H, W, C] uint8, "label": [n] int32} of n indices."""
-    indices = np.asarray(indices)
+    if self._with_shape:
+      images, labels = self.read_whole(indices)
+      return {"image": np.stack(images), "label": labels}
     images = np.empty((len(indices), *self.image_shape), np.uint8)
     flat = images.reshape(len(indices), math.prod(self.image_shape))
     labels = np.empty(len(indices), np.int32)
+    for row, record in self._read(indices):
+      flat[row], labels[row] = _parse(record)
+    return {"image": images, "label": labels}
+
+  def read_whole(self, indices):
+    """Return ([H, W, C] uint8 of each, [n] int32) of a set of many shapes."""
+    images, labels = [None] * len(indices), np.empty(len(indices), np.int32)
+    for row, record in self._read(indices):
+      images[row], labels[row] = _parse_with_shape(record)
+    return images, labels
+
+  def _read(self, indices):
+    """Yield (place in `indices`, record), shard by shard."""
+    indices = np.asarray(indices)
     shards = np.searchsorted(self._starts, indices, side="right") - 1
     for shard in np.unique(shards):
       rows = np.flatnonzero(shards == shard)
       places = indices[rows] - self._starts[shard]
       records = self._records(int(shard), places.tolist())
-      for row, record in zip(rows, records, strict=True):
-        flat[row], labels[row] = _parse(record)
-    return {"image": images, "label": labels}
+      yield from zip(rows, records, strict=True)
 
   def _records(self, shard, places):
     # Readers are safe to share between threads; of two opened at once, one

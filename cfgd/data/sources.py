@@ -11,6 +11,7 @@ import numpy as np
 
 from cfgd import errors
 from cfgd.data import catalog
+from cfgd.data import crops
 from cfgd.data import embedded
 from cfgd.data import images as image_ops
 
@@ -42,6 +43,11 @@ class Source:
     """Return {"image": [n, size, size, C] uint8, "label": [n] int32}."""
     return self[np.asarray(indices)]
 
+  def read_whole(self, indices):
+    """Return (images [n, size, size, C] uint8, labels [n] int32)."""
+    indices = np.asarray(indices)
+    return self.images[indices], self.labels[indices]
+
   @property
   def image_shape(self):
     """Return (H, W, C)."""
@@ -51,24 +57,37 @@ class Source:
     return f"Source({self.preprocessing}, {len(self)} images)"
 
 
-def _embedded(split, crop, size):
+def _embedded(split, crop, size, whole):
   images, labels = embedded.load(split)
   if max(crop, size) > images.shape[1]:
     raise errors.UserError(
       f"data.image_size={size}, data.crop={crop}: the embedded images are "
       f"{images.shape[1]} pixels wide; choose at most that"
     )
-  how = {"crop": crop, "size": size}
-  small = [image_ops.preprocess(image, **how) for image in images]
+  side = whole or size
+  small = [image_ops.preprocess(k, crop=crop, size=side) for k in images]
   return Source(
     images=np.stack(small),
     labels=labels,
     num_classes=embedded.NUM_CLASSES,
-    preprocessing=image_ops.preprocessing_id("mnist5k", **how),
+    preprocessing=image_ops.preprocessing_id(
+      "mnist5k", crop=crop, size=size, whole=whole
+    ),
   )
 
 
-def load(name, split, *, crop, image_size, channels, num_classes, data_dir=""):
+def load(
+  name,
+  split,
+  *,
+  crop,
+  image_size,
+  channels,
+  num_classes,
+  data_dir="",
+  background="white",
+  random_crop=0.0,
+):
   """Open a data set.
 
   Args:
@@ -79,20 +98,33 @@ def load(name, split, *, crop, image_size, channels, num_classes, data_dir=""):
     channels: what the config says that the images have.
     num_classes: what the config says that the labels have.
     data_dir: folder of prepared sets; "" is TFDS's own.
+    background: colour behind what is transparent.
+    random_crop: not 0: the training images are random crops, held-out ones the
+      central squares; see `images.whole_side`.
 
   Returns:
-    A source.
+    A source, or crops.RandomCrops.
 
   Raises:
     errors.UserError: unknown name, a set that is not prepared, or images unlike
       what the config says.
   """
   if name == "embedded":
-    source = _embedded(split, crop, image_size)
+    whole = image_ops.whole_side(image_size, random_crop)
+    whole = whole if split == "train" else 0
+    source = _embedded(split, crop, image_size, whole)
   else:
     source = catalog.open_part(
-      name, split, crop=crop, image_size=image_size, data_dir=data_dir
+      name,
+      split,
+      crop=crop,
+      image_size=image_size,
+      data_dir=data_dir,
+      background=background,
+      random_crop=random_crop,
     )
+  if random_crop and split == "train":
+    source = crops.RandomCrops(source, image_size)
   found = {
     "channels": source.image_shape[-1],
     "num_classes": source.num_classes,

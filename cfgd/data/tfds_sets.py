@@ -28,6 +28,7 @@ class Part:
     split: its name.
     start: first example.
     stop: after the last.
+    background: (R, G, B) behind what is transparent.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Part:
   split: str
   start: int
   stop: int
+  background: tuple
 
   def __len__(self):
     return self.stop - self.start
@@ -62,12 +64,12 @@ class Part:
     for row, example in enumerate(examples):
       image = example["image"]
       if encoded:
-        image = self._decode(image, row)[..., :channels]
+        image = self._decode(image, row, channels)
       yield image, int(example["label"])
 
-  def _decode(self, data, row):
+  def _decode(self, data, row, channels):
     try:
-      return images.decode(data)
+      return images.decode(data, self.background, channels=channels)
     except ValueError as error:
       raise errors.UserError(
         f"tfds:{self.name}: image {self.start + row} of {self.split} is "
@@ -76,12 +78,13 @@ class Part:
       ) from error
 
 
-def find(name, *, data_dir, manual_dir):
+def find(name, *, data_dir, background, manual_dir):
   """Open a TFDS image classification set, downloading it if need be.
 
   Args:
     name: as TFDS has it, "set/config:version".
     data_dir: TFDS's folder.
+    background: (R, G, B) behind what is transparent.
     manual_dir: where its manual downloads are, or "".
 
   Returns:
@@ -103,20 +106,28 @@ def find(name, *, data_dir, manual_dir):
     )
   full_name = f"{name.split(':')[0]}:{builder.version}"
   return originals.Originals(
-    name=name_of(name),
+    name=name_of(name, background),
     class_names=tuple(label.names),
     channels=image.shape[-1],
     parts={
-      part: Part(full_name, data_dir, split, 0, splits[split].num_examples)
+      part: Part(
+        full_name, data_dir, split, 0, splits[split].num_examples, background
+      )
       for part, split in chosen.items()
     },
     fingerprint=full_name,
   )
 
 
-def name_of(name):
-  """Return the name that begins the id of the preprocessing."""
-  return f"tfds.{originals.word(name)}"
+def name_of(name, background):
+  """Return the name that begins the id of the preprocessing.
+
+  It has the background where that is not white: whether an image of the set is
+  transparent is not known before all are decoded.
+  """
+  behind = originals.on_background(background)
+  behind = "" if background == images.WHITE else behind
+  return f"tfds.{originals.word(name)}{behind}"
 
 
 def _builder(name, data_dir):

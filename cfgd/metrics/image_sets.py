@@ -18,10 +18,12 @@ import numpy as np
 import PIL.Image
 
 from cfgd import errors
+from cfgd.data import images as image_ops
 from cfgd.sampling import store
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-_MODES = ("RGB", "L", "P", "1")  # of images that are RGB or shown as such
+# Of images that are RGB or shown as such, with or without an alpha channel.
+_MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")
 _THREADS = 8
 _BLOCK_BYTES = 2**24
 
@@ -207,7 +209,11 @@ class ChunkImages:
 
 
 class FileImages:
-  """Images as PNG and JPEG files of one size; grey ones become RGB."""
+  """Images as PNG and JPEG files of one size; grey ones become RGB.
+
+  An alpha channel that is opaque everywhere is dropped; transparent pixels are
+  refused, as a score would depend on what is put behind them.
+  """
 
   preprocessing = None
 
@@ -273,12 +279,23 @@ def _opened(path, file):
 
 def _size_of(path):
   with path.open("rb") as file:
-    return _opened(path, file).size
+    image = _opened(path, file)
+    if not image.has_transparency_data:
+      return image.size
+  if image_ops.is_transparent(path.read_bytes()):
+    raise errors.UserError(
+      f"{path}: has transparent pixels; composite the images onto a "
+      "background before scoring them"
+    )
+  return image.size
 
 
 def _decode(path):
-  image = _opened(path, io.BytesIO(path.read_bytes()))
+  data = path.read_bytes()
+  image = _opened(path, io.BytesIO(data))
   try:
+    if image.has_transparency_data:  # but opaque, see _size_of
+      return image_ops.decode(data)
     return np.asarray(image.convert("RGB"))
   except (OSError, ValueError, SyntaxError) as error:
     raise errors.UserError(f"{path}: a damaged image ({error})") from error

@@ -199,7 +199,7 @@ def _reference(
   folder, source, data, training, label, keep, neighbour, batch_size
 ):
   data = dict(data)
-  where = ("image_size", "crop", "data_dir")
+  where = ("image_size", "crop", "data_dir", "background")
   data_prepare.ensure(source, **{name: data[name] for name in where})
   train, held_out = (
     sources.load(source, split, **data) for split in ("train", "heldout")

@@ -55,9 +55,11 @@ def train(config, workdir, *, wait=True):
     image_size=config.data.image_size,
     crop=config.data.crop,
     data_dir=config.data.dir,
+    background=config.data.background,
+    random_crop=config.data.random_crop,
   )
   source = sources.load(
-    config.data.source, "train", **config_lib.source_arguments(config)
+    config.data.source, "train", **config_lib.training_arguments(config)
   )
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):

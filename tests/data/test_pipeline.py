@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cfgd import errors
+from cfgd.data import crops
 from cfgd.data import embedded
+from cfgd.data import images
 from cfgd.data import pipeline
 from cfgd.data import sources
 
@@ -68,7 +70,7 @@ def take(hosts, steps, batch_size=8, first_step=0, source=None):
   """Return the global batches [steps] of {"image", "label", "row"}."""
   streams = [
     pipeline.stream(
-      source or make_source(),
+      make_source() if source is None else source,
       seed=3,
       batch_size=batch_size,
       flip=True,
@@ -88,16 +90,44 @@ def take(hosts, steps, batch_size=8, first_step=0, source=None):
   return batches
 
 
+class Panorama:
+  """Whole images of many shapes whose pixels are their own coordinates."""
+
+  image_shape, num_classes, preprocessing = (8, 8, 3), 37, "x"
+
+  def __len__(self):
+    return 37
+
+  def read_whole(self, indices):
+    y, x = np.mgrid[:8, :30].astype(np.uint8)
+    whole = [
+      np.stack([y, x, np.full_like(y, i)], -1)[:, : 20 + i % 5] for i in indices
+    ]
+    return whole, np.asarray(indices, np.int32)
+
+
+def make_crops():
+  return crops.RandomCrops(Panorama(), 8)
+
+
+MAKE = [make_source, make_crops]
+
+
+@pytest.mark.parametrize("make", MAKE)
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_do_not_change_the_global_batches(hosts):
-  for one, many in zip(take(1, 12), take(hosts, 12), strict=True):
+def test_hosts_do_not_change_the_global_batches(hosts, make):
+  ones, many = (take(n, 12, source=make()) for n in (1, hosts))
+  for one, other in zip(ones, many, strict=True):
     for key, value in one.items():
-      np.testing.assert_array_equal(value, many[key])
+      np.testing.assert_array_equal(value, other[key])
 
 
-def test_resume_by_step_continues_exactly():
+@pytest.mark.parametrize("make", MAKE)
+def test_resume_by_step_continues_exactly(make):
   for straight, resumed in zip(
-    take(1, 12)[5:], take(1, 7, first_step=5), strict=True
+    take(1, 12, source=make())[5:],
+    take(1, 7, first_step=5, source=make()),
+    strict=True,
   ):
     for key, value in straight.items():
       np.testing.assert_array_equal(value, resumed[key])
@@ -122,6 +152,74 @@ def test_flips_are_even_and_another_draw_in_each_epoch():
   assert abs(flips.mean() - 0.5) < 4 * 0.5 / np.sqrt(flips.size)
   again = (flips[1:] == flips[:-1]).mean()
   assert abs(again - 0.5) < 4 * 0.5 / np.sqrt(flips.size)
+
+
+def test_crops_leave_order_and_flips_as_they_are():
+  for squares, cropped in zip(
+    take(1, 9), take(1, 9, source=make_crops()), strict=True
+  ):
+    np.testing.assert_array_equal(squares["label"], cropped["label"])
+
+
+def test_crops_reach_every_place_and_are_drawn_anew_in_each_epoch():
+  """Of 13 to 17 places in width, each equally often; chi squared."""
+  number, epochs = 37, 120
+  lefts = np.zeros((epochs, number), int)
+  for epoch, batch in enumerate(
+    take(1, epochs, batch_size=number, source=make_crops())
+  ):
+    corner = batch["image"][:, 0, :, 1].min(-1)  # flipped or not
+    lefts[epoch, batch["label"]] = corner
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 2], batch["label"])
+  places = 13 + np.arange(number) % 5
+  statistic, freedom = 0.0, 0
+  for many in range(13, 18):
+    counts = np.bincount(lefts[:, places == many].ravel(), minlength=many)
+    assert len(counts) == many
+    statistic += ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    freedom += many - 1
+  assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+  again = (lefts[1:] == lefts[:-1]).mean()
+  assert abs(again - (1 / places).mean()) < 4 * np.sqrt(0.07 / lefts.size)
+
+
+def test_sizes_of_crops_are_drawn_evenly():
+  size, most, number = 8, 10, 6000  # sizes 8, 9, 10
+  image = np.zeros((most, most, 1), np.uint8)
+  image[0] = image[:, 0] = 255
+  draws = np.random.default_rng(0).random((number, 3), np.float32)
+  draws[:, 1:] = 0
+  found = [images.random_crop(image, size, d)[0, 1, 0] for d in draws]
+  # The first row holds 1 / size of the edge row's share: 255 * size / most.
+  values, counts = np.unique(found, return_counts=True)
+  assert len(values) == most - size + 1
+  assert np.abs(counts - number / 3).max() < 4 * np.sqrt(number * 2 / 9)
+
+
+def test_embedded_digits_are_cropped_out_of_the_larger_square():
+  arguments = ARGUMENTS | {"random_crop": 0.8}
+  train = sources.load("embedded", "train", **arguments)
+  assert train.image_shape == (12, 12, 1)
+  assert train.preprocessing == "mnist5k-crop24-whole15-randomcrop12"
+  larger = sources.load("embedded", "train", **ARGUMENTS | {"image_size": 15})
+  (batch,) = take(1, 1, batch_size=4000, source=train)
+  squares = larger.images[:, :, :, 0]
+  full = 0
+  for image, label in zip(batch["image"], batch["label"], strict=True):
+    assert image.shape == (12, 12, 1)
+    full += image.any()
+    assert 0 <= label < 10
+  assert full == 4000
+  # Without resizing and at the first corner it is that part of the square.
+  last = np.nextafter(np.float32(1), np.float32(0))
+  first = train.read([5], np.array([[last, 0, 0]], np.float32))["image"][0]
+  np.testing.assert_array_equal(first[..., 0], squares[5, :12, :12])
+  held, as_ever = (
+    sources.load("embedded", "heldout", **more)
+    for more in (arguments, ARGUMENTS)
+  )
+  np.testing.assert_array_equal(held.images, as_ever.images)
+  assert held.preprocessing == as_ever.preprocessing
 
 
 def test_a_batch_may_span_epochs():

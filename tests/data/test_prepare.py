@@ -19,14 +19,19 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
+from cfgd import config as config_lib
 from cfgd import errors
+from cfgd.data import catalog
+from cfgd.data import contents
 from cfgd.data import imagenet  # noqa: F401, makes its builder known
 from cfgd.data import imagenet_archives
 from cfgd.data import pipeline
 from cfgd.data import prepare
+from cfgd.data import prepared
 from cfgd.data import sources
 from cfgd.training import loop
 from tests.data import imagenet_like
+from tests.data.test_images import blend
 from tests.data.test_images import weights
 
 SIZE = 8
@@ -158,6 +163,94 @@ def test_the_builder_prepares_and_reads(tmp_path, archives, monkeypatch):
   )
   ours = load("imagenet64", tmp_path, "heldout", image_size=64)
   np.testing.assert_array_equal(theirs[3]["image"], ours[3]["image"])
+
+
+WHOLE = 10  # of crops of 8 pixels with 0.8 of the shorter side
+
+
+@pytest.fixture(scope="module")
+def whole_dir(data_dir, archives):
+  run_imagenet(data_dir, archives, random_crop=0.8)
+  return data_dir
+
+
+def whole_mean(data):
+  """Return the whole image with a shorter side of WHOLE, before rounding."""
+  image = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"), float)
+  scale = WHOLE / min(image.shape[:2])
+  matrices = [weights(n, int(n * scale + 0.5)) for n in image.shape[:2]]
+  return np.einsum("ai,bj,ijc->abc", *matrices, image, optimize=True)
+
+
+def test_whole_images_are_kept_for_random_crops(whole_dir):
+  crops = load(f"imagenet{SIZE}", whole_dir, random_crop=0.8)
+  assert crops.image_shape == (SIZE, SIZE, 3)
+  assert re.fullmatch(
+    r"imagenet\.\w{8}-whole10-randomcrop8", crops.preprocessing
+  )
+  dealt = imagenet_like.train_members(TRAIN, SYNSETS)
+  members = [data for name in list(dealt)[::-1] for _, data in dealt[name]]
+  whole, labels = crops._source.read_whole(np.arange(TRAIN))
+  shapes = set()
+  for image, data in zip(whole, members, strict=True):
+    assert np.abs(image - whole_mean(data)).max() <= 0.5 + 1e-2
+    shapes.add(image.shape)
+  assert len(shapes) == 5  # two of the six are 10 by 13
+  squares = load(f"imagenet{SIZE}", whole_dir)
+  np.testing.assert_array_equal(labels, squares.read(range(TRAIN))["label"])
+  # At the largest size and the last place: the lower right corner.
+  last = np.full((TRAIN, 3), np.nextafter(np.float32(1), np.float32(0)))
+  batch = crops.read(np.arange(TRAIN), last)
+  for image, crop in zip(whole, batch["image"], strict=True):
+    np.testing.assert_array_equal(crop, image[-SIZE:, -SIZE:])
+
+
+def test_held_out_images_are_the_central_squares_as_ever(whole_dir):
+  square, beside = (
+    load(f"imagenet{SIZE}", whole_dir, "heldout", random_crop=share)
+    for share in (0.0, 0.8)
+  )
+  for one, other in zip(square, beside, strict=True):
+    np.testing.assert_array_equal(one["image"], other["image"])
+    assert one["label"] == other["label"]
+
+
+def test_tfds_reads_whole_images(whole_dir):
+  path = whole_dir / f"imagenet_area/{SIZE}x{SIZE}_whole{WHOLE}/1.0.0"
+  theirs = tfds.builder_from_directory(path).as_data_source("train")
+  source = load(f"imagenet{SIZE}", whole_dir, random_crop=0.8)._source
+  (ours,), (label,) = source.read_whole([3])
+  np.testing.assert_array_equal(theirs[3]["image"], ours)
+  assert theirs[3]["label"] == label
+
+
+def test_hosts_and_resumes_see_the_same_crops_from_disk(whole_dir):
+  source = load(f"imagenet{SIZE}", whole_dir, random_crop=0.8)
+  how = {"seed": 3, "batch_size": 16, "flip": True}
+  one = pipeline.stream(source, process_index=0, process_count=1, **how)
+  two = [
+    pipeline.stream(source, process_index=host, process_count=2, **how)
+    for host in (0, 1)
+  ]
+  for step in (0, 11):
+    whole, halves = one[step]["image"], [k[step]["image"] for k in two]
+    np.testing.assert_array_equal(whole[0::2], halves[0])
+    np.testing.assert_array_equal(whole[1::2], halves[1])
+  iterator = pipeline.batches(
+    source, first_step=4, num_threads=2, prefetch=2, **how
+  )
+  for step, batch in zip((4, 5, 6), iterator, strict=False):
+    image = batch["image"].reshape(16, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(image, one[step]["image"])
+
+
+def test_a_missing_set_of_whole_images_is_named(tmp_path, archives):
+  run_imagenet(tmp_path, archives)
+  words = "not prepared in .*whole10.*--dataset=imagenet8 .*--random_crop=0.8"
+  with pytest.raises(errors.UserError, match=words):
+    load(f"imagenet{SIZE}", tmp_path, random_crop=0.8)
+  with pytest.raises(errors.UserError, match=r"random_crop=1.5: must be 0, or"):
+    run_imagenet(tmp_path, archives, random_crop=1.5)
 
 
 KILLED = """
@@ -403,6 +496,202 @@ def test_a_folder_of_class_folders(tmp_path):
     load(source, tmp_path / "data", num_classes=2)
 
 
+def stored(source, data_dir, **changes):
+  """Prepare what is missing; return (path, images, id)."""
+  how = {key: changes[key] for key in ("background",) if key in changes}
+  path = run(source, data_dir, **how)
+  found = load(source, data_dir, num_classes=2, **how)
+  return path, found.read(range(len(found)))["image"], found.preprocessing
+
+
+def test_a_replaced_file_of_equal_size_is_another_set(tmp_path):
+  one, two = (
+    PIL.Image.new("RGB", (SIZE, SIZE), color) for color in ("red", "lime")
+  )
+  for name in ("cat", "dog"):
+    (tmp_path / "pets" / name).mkdir(parents=True)
+    one.save(tmp_path / f"pets/{name}/0.bmp")
+  source, path = f"folder:{tmp_path / 'pets'}", tmp_path / "pets/dog/0.bmp"
+  before = path.stat()
+  old, images, name = stored(source, tmp_path / "data")
+  assert (images[1] == (255, 0, 0)).all()
+  two.save(path)
+  # As `cp -p` and archivers do.
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert path.stat().st_size == before.st_size
+  new, images, other = stored(source, tmp_path / "data")
+  assert (images[0] == (255, 0, 0)).all()
+  assert (images[1] == (0, 255, 0)).all()
+  assert (old, name) != (new, other)
+
+
+def test_copied_and_touched_folders_stay_the_same_set(tmp_path, monkeypatch):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  first = stored(source, data_dir)
+  monkeypatch.setattr(prepare, "_make", None)  # no second preparation
+  os.utime(tmp_path / "pets/dog/0.png", (1, 1))
+  shutil.copytree(tmp_path / "pets", tmp_path / "elsewhere/pets")
+  shutil.copytree(tmp_path / "pets", tmp_path / "animals")
+  for name in ("pets", "elsewhere/pets", "animals"):
+    again = stored(f"folder:{tmp_path / name}", data_dir)
+    assert (again[0], again[2]) == (first[0], first[2])
+    np.testing.assert_array_equal(again[1], first[1])
+
+
+def test_files_are_read_again_only_where_they_may_have_changed(
+  tmp_path, monkeypatch
+):
+  opened = []
+  read_file = contents._read_file
+  monkeypatch.setattr(
+    contents, "_read_file", lambda path: opened.append(path) or read_file(path)
+  )
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  run(source, data_dir)
+  # So young, a file might change again within its time stamp.
+  load(source, data_dir, num_classes=2)
+  assert len(opened) > 6
+  monkeypatch.setattr(contents, "_SETTLED_SECONDS", -1.0)
+  load(source, data_dir, num_classes=2)
+  opened.clear()
+  load(source, data_dir, num_classes=2)
+  assert not opened
+  (tmp_path / "pets/dog/0.png").touch()
+  load(source, data_dir, num_classes=2)
+  assert len(opened) == 6
+  # Where nothing can be written, training goes on all the same.
+  shutil.rmtree(data_dir / "folder_contents")
+  (data_dir / "folder_contents").write_text("in the way")
+  load(source, data_dir, num_classes=2)
+
+
+def make_earlier_set(source, data_dir):
+  """Prepare a folder and rename the set as earlier versions named theirs."""
+  found = catalog.find_local(source, data_dir=data_dir, background="white")
+  path = run(source, data_dir)
+  earlier = pathlib.Path(
+    prepared.folder(
+      found.earlier, image_size=SIZE, crop=0, data_dir=os.fspath(data_dir)
+    )
+  )
+  old, new = (p.parent.parent.name for p in (path, earlier))
+  path.parent.parent.rename(earlier.parent.parent)
+  for file in earlier.iterdir():
+    if file.suffix == ".json":
+      text = file.read_text().replace(found.name, found.earlier)
+      file.write_text(text.replace(old, new))
+    else:
+      file.rename(earlier / file.name.replace(old, new))
+  return earlier, f"{found.earlier}-cropshort-area{SIZE}"
+
+
+def test_an_earlier_set_with_the_same_pixels_keeps_its_name(
+  tmp_path, monkeypatch
+):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  earlier, name = make_earlier_set(source, data_dir)
+  with pytest.raises(errors.UserError, match="not prepared"):
+    load(source, data_dir, num_classes=2)
+  monkeypatch.setattr(prepare, "_make", None)  # no second preparation
+  path, _, found = stored(source, data_dir)
+  assert (path, found) == (earlier, name)
+  monkeypatch.setattr(prepare, "_is_of", None)  # nor a second comparison
+  (tmp_path / "pets/dog/0.png").touch()
+  assert stored(source, data_dir)[2] == name
+  assert not list(data_dir.glob("*/*/*.incomplete"))
+
+
+def test_an_earlier_set_with_other_pixels_is_left_alone(tmp_path):
+  for name in ("cat", "dog"):
+    (tmp_path / "pets" / name).mkdir(parents=True)
+    PIL.Image.new("RGB", (9, 9), "red").save(tmp_path / f"pets/{name}/0.bmp")
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  earlier, name = make_earlier_set(source, data_dir)
+  PIL.Image.new("RGB", (9, 9), "lime").save(tmp_path / "pets/dog/0.bmp")
+  path, images, found = stored(source, data_dir)
+  assert path != earlier
+  assert found != name
+  assert (images[1] == (0, 255, 0)).all()
+
+
+def test_images_that_change_meanwhile_are_not_a_set(tmp_path, monkeypatch):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  source, data_dir = f"folder:{tmp_path / 'pets'}", tmp_path / "data"
+  make = prepare._make
+
+  def change_and_make(*args):
+    make(*args)
+    image = PIL.Image.new("RGB", (SIZE, SIZE))
+    image.save(tmp_path / "pets/dog/0.png")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, "_make", change_and_make)
+    with pytest.raises(errors.RunError, match="images changed meanwhile"):
+      run(source, data_dir)
+  _, images, _ = stored(source, data_dir)
+  assert (images[3] == 0).all()
+
+
+def emoji(seed):
+  """Return [40, 40, 4]: a disc with a soft edge, and garbage outside."""
+  y, x = np.mgrid[:40, :40] - 19.5
+  rgba = np.random.default_rng(seed).integers(0, 256, (40, 40, 4), np.uint8)
+  alpha = np.clip(16 - np.hypot(y, x), 0, 1)
+  rgba[alpha > 0, :3] = (250, 200, 30)
+  rgba[..., 3] = np.rint(alpha * 255)
+  return rgba
+
+
+def test_transparent_images_of_a_folder_get_the_background(tmp_path):
+  for label, name in enumerate(("cat", "dog")):
+    (tmp_path / "emoji" / name).mkdir(parents=True)
+    picture = PIL.Image.fromarray(emoji(label))
+    picture.save(tmp_path / f"emoji/{name}/0.png")
+  source, data_dir = f"folder:{tmp_path / 'emoji'}", tmp_path / "data"
+  matrix, paths, ids = weights(40, SIZE), set(), set()
+  backgrounds = {
+    "white": (255,) * 3,
+    "black": (0,) * 3,
+    "#123456": (18, 52, 86),
+  }
+  for background, color in backgrounds.items():
+    path, small, name = stored(source, data_dir, background=background)
+    for label in (0, 1):
+      desired = np.einsum(
+        "ai,bj,ijc->abc", matrix, matrix, blend(emoji(label), color)
+      )
+      assert np.abs(small[label] - desired).max() <= 1  # rounded twice
+      assert (small[label][0, 0] == color).all()
+    paths.add(path)
+    ids.add(name)
+  assert len(paths) == len(ids) == 3
+  words = "not prepared.*--image_size=8 .*--background=#000001"
+  with pytest.raises(errors.UserError, match=words):
+    load(source, data_dir, num_classes=2, background="#000001")
+
+
+def test_a_background_has_no_effect_on_opaque_images(tmp_path):
+  make_folder(tmp_path / "pets", size=(SIZE, SIZE))
+  rgb = PIL.Image.open(tmp_path / "pets/dog/0.png")
+  rgb.convert("RGBA").save(tmp_path / "pets/dog/0.png")
+  source = f"folder:{tmp_path / 'pets'}"
+  white, _, name = stored(source, tmp_path / "data")
+  black, _, other = stored(source, tmp_path / "data", background="black")
+  assert (white, name) == (black, other)
+  assert re.fullmatch(r"folder\.pets\.\w{8}-cropshort-area8", name)
+
+
+def test_imagenet_keeps_its_name_on_any_background(data_dir):
+  white, black = (
+    load(f"imagenet{SIZE}", data_dir, background=background)
+    for background in ("white", "black")
+  )
+  assert white.preprocessing == black.preprocessing
+
+
 def test_a_folder_with_parts_and_tfds_on_top(tmp_path):
   make_folder(tmp_path / "pets", ("train", "test"))
   source = f"folder:{tmp_path / 'pets'}"
@@ -489,6 +778,28 @@ def test_training_prepares_what_needs_no_archives(tmp_path, tiny, monkeypatch):
   tiny.data.dir = os.fspath(tmp_path / "moved")
   loop.train(tiny, tmp_path / "run")
   assert [len(source) for source in seen] == [6, 6]
+
+
+def test_training_on_crops_needs_one_set_that_has_the_squares_too(
+  tmp_path, tiny, monkeypatch
+):
+  seen = []
+  monkeypatch.setattr(
+    loop, "_run", lambda config, workdir, source, _: seen.append(source)
+  )
+  make_folder(tmp_path / "pets", ("train", "test"))
+  tiny.data.source = f"folder:{tmp_path / 'pets'}"
+  tiny.data.dir = os.fspath(tmp_path / "data")
+  tiny.data.update(
+    {"crop": 0, "channels": 3, "num_classes": 2, "random_crop": 0.8}
+  )
+  loop.train(tiny, tmp_path / "run")
+  assert seen[0].preprocessing.endswith("-whole5-randomcrop4")
+  held_out = sources.load(
+    tiny.data.source, "heldout", **config_lib.training_arguments(tiny)
+  )
+  assert held_out.read([0, 5])["image"].shape == (2, 4, 4, 3)
+  assert len(list((tmp_path / "data").glob("folder_pets*/*"))) == 1
 
 
 def test_training_does_not_prepare_imagenet(tmp_path, tiny):

@@ -143,6 +143,24 @@ def test_bad_folders_are_refused(tmp_path):
     image_sets.open_images(tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_files_are_refused(tmp_path, mode):
+  rgba = np.dstack([IMAGES[0], np.full((5, 4), 255, np.uint8)])
+  opaque, transparent = (PIL.Image.fromarray(rgba).convert(mode) for _ in "ab")
+  if mode == "P":
+    opaque.info["transparency"] = bytes([255] * 256)
+    transparent.info["transparency"] = bytes([200] * 256)
+  else:
+    transparent.putalpha(254)
+  opaque.save(tmp_path / "0.png")
+  found = image_sets.open_images(tmp_path)[0:1]
+  desired = opaque.convert("RGBA").convert("RGB")
+  np.testing.assert_array_equal(found[0], np.asarray(desired))
+  transparent.save(tmp_path / "1.png")
+  with pytest.raises(errors.UserError, match=r"1\.png: has transparent pixels"):
+    image_sets.open_images(tmp_path)
+
+
 def test_images_of_zeros_and_ones_are_refused():
   with pytest.raises(errors.UserError, match="no pixel above 1"):
     image_sets.check_pixels(IMAGES % 2, "cast")
