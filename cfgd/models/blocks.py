@@ -209,17 +209,25 @@ class ResBlock(nn.Module):
     return xla.settle(x + h)
 
 
-def attention_implementation(platform, capability, dtype, head_width):
+def attention_implementation(platform, capability, dtype, tokens, head_width):
   """Choose what computes attention: cuDNN's fused kernel where it can.
 
-  The limits are those of jax.nn.dot_product_attention; Hopper alone runs wider
-  heads forward and backward.
+  The limits are those of `check_is_flash_attention` in JAX's
+  cudnn/fused_attention_stablehlo.py, forward and backward together, since a
+  network may be differentiated later (training, classifier guidance):
+
+  - tokens: an odd number is refused in training ("Unsupported sequence
+    length"). That test is meant for attention with a bias, but JAX passes an
+    empty array where there is none.
+  - head_width: a multiple of 8, up to 128, or 256 on Hopper. JAX lets later
+    GPUs have 256 as well; cuDNN's backward pass does so on Hopper alone.
 
   Args:
     platform: of the backend, "cpu", "gpu" or "tpu".
     capability: a GPU's CUDA compute capability, such as "9.0"; anything that is
       not a number is a GPU without cuDNN.
     dtype: of queries, keys and values.
+    tokens: queries, as many as keys.
     head_width: channels of one head.
 
   Returns:
@@ -235,7 +243,8 @@ def attention_implementation(platform, capability, dtype, head_width):
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return None
   widest = 256 if major == 9 else 128
-  return "cudnn" if head_width % 8 == 0 and head_width <= widest else None
+  fits = tokens % 2 == 0 and head_width % 8 == 0 and head_width <= widest
+  return "cudnn" if fits else None
 
 
 def _attend(q, k, v):
@@ -245,7 +254,8 @@ def _attend(q, k, v):
     device.platform,
     getattr(device, "compute_capability", None),
     q.dtype,
-    q.shape[-1],
+    tokens=q.shape[1],
+    head_width=q.shape[-1],
   )
   if implementation is None:
     return _attend_by_xla(q, k, v)
