@@ -4,6 +4,7 @@ Module and parameter names are those of guided-diffusion's state dict with "."
 written as "_" before a number, so that a published weight's name can be derived
 from its place in the tree. Parameters, GroupNorm, softmax and the embedding of
 time are float32 whatever `dtype` is; matmuls and convolutions are done in it.
+With float32 they are exact to float32, see `precision_of`.
 """
 
 import math
@@ -21,6 +22,15 @@ _NUM_GROUPS = 32
 _EPSILON = 1e-5
 
 
+def precision_of(dtype):
+  """Return the `precision` of products of a dtype.
+
+  Left to themselves GPUs round float32 factors to TF32 and TPUs to bfloat16.
+  """
+  exact = jnp.dtype(dtype) == jnp.float32
+  return jax.lax.Precision.HIGHEST if exact else None
+
+
 def conv(features, size, name, dtype, zero=False):
   """Make a [size, size] convolution that keeps height and width."""
   return nn.Conv(
@@ -28,17 +38,18 @@ def conv(features, size, name, dtype, zero=False):
     (size, size),
     padding="SAME",
     dtype=dtype,
+    precision=precision_of(dtype),
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )
 
 
-def dense(features, name, dtype, zero=False, precision=None):
+def dense(features, name, dtype, zero=False):
   """Make a linear layer over the last axis."""
   return nn.Dense(
     features,
     dtype=dtype,
-    precision=precision,
+    precision=precision_of(dtype),
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )
@@ -279,7 +290,9 @@ def _attend_by_xla(q, k, v):
 
 def _matmul(a, b):
   """Multiply [..., M, K] and [..., K, N] to float32."""
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+  return jnp.matmul(
+    a, b, precision=precision_of(a.dtype), preferred_element_type=jnp.float32
+  )
 
 
 class AttentionBlock(nn.Module):
@@ -343,6 +356,6 @@ class AttentionPool(nn.Module):
     qkv = qkv.reshape(batch, x.shape[1], 3, heads, self.head_width)
     q, k, v = (qkv[:, :, i] for i in range(3))
     # The mean's answer alone is read. One query is no work for a fused kernel.
-    h = jax.nn.dot_product_attention(q[:, :1], k, v)
+    h = _attend_by_xla(q[:, :1], k, v)
     h = h.reshape(batch, channels)
     return dense(self.features, "c_proj", self.dtype)(h)

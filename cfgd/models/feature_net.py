@@ -1,6 +1,11 @@
 """A small classifier whose features measure the data it is trained on."""
 
 import flax.linen as nn
+import jax
+
+# Exact to float32, so that distances do not depend on the device: left to
+# themselves GPUs round factors to TF32 and TPUs to bfloat16.
+_PRECISION = jax.lax.Precision.HIGHEST
 
 
 class FeatureNet(nn.Module):
@@ -29,7 +34,7 @@ class FeatureNet(nn.Module):
     for level, mult in enumerate((1, 2, 4)):
       if level:
         x = nn.avg_pool(x, (2, 2), (2, 2))
-      x = nn.relu(nn.Conv(mult * self.width, (3, 3))(x))
+      x = nn.relu(nn.Conv(mult * self.width, (3, 3), precision=_PRECISION)(x))
     x = x.reshape(x.shape[0], -1)
-    features = nn.relu(nn.Dense(self.num_features)(x))
-    return features, nn.Dense(self.num_classes)(features)
+    features = nn.relu(nn.Dense(self.num_features, precision=_PRECISION)(x))
+    return features, nn.Dense(self.num_classes, precision=_PRECISION)(features)
