@@ -54,7 +54,8 @@ def get_config():
         "learn_sigma": False,
         # Compute activations again in the backward pass: less memory, slower.
         "remat": False,
-        # Of matmuls and convolutions: float32 or bfloat16.
+        # Of matmuls and convolutions: bfloat16, or float32, which is then
+        # float32 on every device: no TF32, no bfloat16 passes.
         "dtype": "bfloat16",
       },
       "diffusion": {
