@@ -37,6 +37,7 @@ def make_step(config):
     seed=config.seed,
     ema_decay=config.optim.ema_decay,
     ema_warmup=config.optim.ema_warmup,
+    microbatches=config.train.microbatches,
   )
 
 

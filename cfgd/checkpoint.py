@@ -180,6 +180,11 @@ class Checkpointer:
     """Return the step of the newest good checkpoint or None."""
     return None if self._newest < 0 else self._newest
 
+  def newest_meta(self):
+    """Return the `meta` of the newest good checkpoint, {} without one."""
+    step = self.newest_step()
+    return {} if step is None else _read_meta(self._folder / str(step))
+
   def close(self):
     """Wait for the last save; raise what went wrong with it."""
     self._finish()

@@ -14,6 +14,7 @@ _FREE = {
   "data": ("dir", "threads", "prefetch"),
   "model": ("remat",),
   "train": (
+    "microbatches",
     "steps",
     "log_every",
     "checkpoint_every",

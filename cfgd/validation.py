@@ -201,6 +201,7 @@ def _validate_training(config, num_devices):
   _positive(
     config,
     "train.batch_size",
+    "train.microbatches",
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
@@ -233,6 +234,12 @@ def _validate_training(config, num_devices):
     "must be above 0",
   )
   _require(
+    0 <= optim.clip_norm < math.inf,
+    "optim.clip_norm",
+    optim.clip_norm,
+    "must be a norm above 0, or 0 for no clipping",
+  )
+  _require(
     not optim.decay_steps
     or optim.decay_steps >= max(train.steps, optim.warmup_steps + 1),
     "optim.decay_steps",
@@ -245,6 +252,14 @@ def _validate_training(config, num_devices):
     "train.batch_size",
     train.batch_size,
     f"must be divisible by the {num_devices} devices",
+  )
+  rows = train.batch_size // num_devices
+  _require(
+    rows % train.microbatches == 0,
+    "train.microbatches",
+    train.microbatches,
+    f"must divide the {rows} images of each device: train.batch_size="
+    f"{train.batch_size} over {num_devices} devices",
   )
 
 

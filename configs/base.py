@@ -60,7 +60,8 @@ def get_config():
         "learn_sigma": False,
         # Compute activations again in the backward pass: less memory, slower.
         "remat": False,
-        # Of matmuls and convolutions: float32 or bfloat16.
+        # Of matmuls and convolutions: bfloat16, or float32, which is then
+        # float32 on every device: no TF32, no bfloat16 passes.
         "dtype": "bfloat16",
       },
       "diffusion": {
@@ -81,6 +82,9 @@ def get_config():
         "b2": 0.999,
         "eps": 1e-8,
         "weight_decay": 0.0,
+        # Scale a gradient of larger norm down to this norm; 0: never, as in the
+        # paper.
+        "clip_norm": 0.0,
         # Linear warm-up, then constant, or down to 0 at decay_steps as a cosine
         # or in a line.
         "warmup_steps": 0,
@@ -93,6 +97,9 @@ def get_config():
       "train": {
         # Over all devices of all hosts.
         "batch_size": 2048,
+        # Equal parts of a device's share of the batch that are computed one
+        # after the other and added up: the same step in less memory.
+        "microbatches": 1,
         "steps": 400_000,
         # Start from the averaged weights of another workdir; '': from scratch.
         # Where they lack the null row, it starts at zero.
@@ -115,7 +122,8 @@ def get_config():
         "lease_seconds": 120.0,
         # Held-out images that a classifier is tried on.
         "heldout_images": 10_000,
-        # Stop after this many steps with a loss or gradient that is not finite.
+        # Steps with a loss or gradient that is not finite are skipped; stop
+        # after more than this many in a row.
         "max_skipped": 20,
       },
       "sampling": {

@@ -41,6 +41,7 @@ _MEMORY = (
   "sampling.batch_size",
   "metrics.batch_size",
   "set model.remat=True",
+  "raise train.microbatches",
 )
 _INTERRUPTED = "interrupted; the same command goes on from what is saved"
 _EXIT_INTERRUPTED = 130  # as shells say for Ctrl-C

@@ -7,10 +7,17 @@ import pytest
 
 from cfgd import config as config_lib
 from cfgd import errors
+from configs import adm_imagenet64_classifier
 from configs import base
 from configs import embedded
+from configs import embedded_classifier
 from configs import imagenet64
+from configs import imagenet64_classifier
 from configs import imagenet128
+from configs import imagenet128_classifier
+from configs import sweep_fashion_mnist
+from configs import sweep_imagenet64
+from configs import sweep_imagenet128
 
 ALL = sorted(
   path.stem
@@ -47,6 +54,74 @@ def test_papers_values():
     assert (config.diffusion.logsnr_min, config.diffusion.logsnr_max) == (
       *(-20, 20),
     )
+
+
+# Dhariwal & Nichol (arXiv:2105.05233), Table 12, and the commands of
+# guided-diffusion's README: the rate falls to 0 in a line.
+_CLASSIFIERS = {
+  imagenet64_classifier: {
+    "model.model_channels": 128,
+    "model.num_res_blocks": 4,
+    "model.channel_mult": (1, 2, 3, 4),
+    "model.num_head_channels": 64,
+    "model.attention_resolutions": (32, 16, 8),
+    "model.dropout": 0.0,
+    "optim.weight_decay": 0.2,
+    "optim.learning_rate": 6e-4,
+    "optim.decay": "linear",
+    "optim.decay_steps": 300_000,
+    "optim.warmup_steps": 0,
+    "train.batch_size": 1024,
+    "train.steps": 300_000,
+  },
+  imagenet128_classifier: {
+    "model.model_channels": 128,
+    "model.num_res_blocks": 2,
+    "model.channel_mult": (1, 1, 2, 3, 4),
+    "model.num_head_channels": 64,
+    "model.attention_resolutions": (32, 16, 8),
+    "model.dropout": 0.0,
+    "optim.weight_decay": 0.05,
+    "optim.learning_rate": 3e-4,
+    "optim.decay": "linear",
+    "optim.decay_steps": 300_000,
+    "optim.warmup_steps": 0,
+    "train.batch_size": 256,
+    "train.steps": 300_000,
+  },
+}
+_SWEEPS = {
+  imagenet64_classifier: sweep_imagenet64,
+  imagenet128_classifier: sweep_imagenet128,
+}
+
+
+@pytest.mark.parametrize("module", _CLASSIFIERS)
+def test_adms_classifier_recipes(module):
+  swept = config_lib.classifier_config(_SWEEPS[module].get_config())
+  for config in (module.get_config(), swept):
+    assert config.task == "classifier"
+    for field, desired in _CLASSIFIERS[module].items():
+      assert config_lib.get(config, field) == desired, field
+
+
+def test_other_classifiers_keep_their_own_recipes():
+  fashion = config_lib.classifier_config(sweep_fashion_mnist.get_config("cpu"))
+  recipes = [
+    (config.optim.learning_rate, config.optim.weight_decay, config.train.steps)
+    for config in (
+      embedded_classifier.get_config(),
+      fashion,
+      adm_imagenet64_classifier.get_config(),
+    )
+  ]
+  assert recipes == [
+    (1e-3, 0.05, 400),
+    (1e-3, 0.05, 4_000),
+    (3e-4, 0.05, 300_000),
+  ]
+  assert embedded_classifier.get_config().train.batch_size == 64
+  assert adm_imagenet64_classifier.get_config().train.batch_size == 256
 
 
 def test_workdir_belongs_to_its_config(tmp_path):

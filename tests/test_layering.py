@@ -83,6 +83,7 @@ ALLOWED = {
   "networks": {"config", "models.classifier", "models.unet"},
   "training.losses": {"diffusion", "parametrization", "pixels"},
   "training.steps": {"training.state"},
+  "training.progress": {"training.steps"},
   "sampling.sampler": {"diffusion", "guidance", "parametrization", "pixels"},
   "metrics.extract": {"distributed", "pixels"},
   "metrics.collect": {
@@ -112,7 +113,8 @@ ALLOWED = {
     *("data.pipeline", "data.prepare", "data.sources"),
     "convert.guided_diffusion",
     *("lease", "preemption", "watchdog"),
-    *("training.state", "training.steps", "training.tasks"),
+    *("training.progress", "training.state"),
+    *("training.steps", "training.tasks"),
   },
   "sampling.second": {"config", "checkpoint", "networks"},
   "sampling.generate": {

@@ -4,6 +4,7 @@ Module and parameter names are those of guided-diffusion's state dict with "."
 written as "_" before a number, so that a published weight's name can be derived
 from its place in the tree. Parameters, GroupNorm, softmax and the embedding of
 time are float32 whatever `dtype` is; matmuls and convolutions are done in it.
+With float32 they are exact to float32, see `precision_of`.
 """
 
 import math
@@ -21,6 +22,15 @@ _NUM_GROUPS = 32
 _EPSILON = 1e-5
 
 
+def precision_of(dtype):
+  """Return the `precision` of products of a dtype.
+
+  Left to themselves GPUs round float32 factors to TF32 and TPUs to bfloat16.
+  """
+  exact = jnp.dtype(dtype) == jnp.float32
+  return jax.lax.Precision.HIGHEST if exact else None
+
+
 def conv(features, size, name, dtype, zero=False):
   """Make a [size, size] convolution that keeps height and width."""
   return nn.Conv(
@@ -28,17 +38,18 @@ def conv(features, size, name, dtype, zero=False):
     (size, size),
     padding="SAME",
     dtype=dtype,
+    precision=precision_of(dtype),
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )
 
 
-def dense(features, name, dtype, zero=False, precision=None):
+def dense(features, name, dtype, zero=False):
   """Make a linear layer over the last axis."""
   return nn.Dense(
     features,
     dtype=dtype,
-    precision=precision,
+    precision=precision_of(dtype),
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )
@@ -209,17 +220,25 @@ class ResBlock(nn.Module):
     return xla.settle(x + h)
 
 
-def attention_implementation(platform, capability, dtype, head_width):
+def attention_implementation(platform, capability, dtype, tokens, head_width):
   """Choose what computes attention: cuDNN's fused kernel where it can.
 
-  The limits are those of jax.nn.dot_product_attention; Hopper alone runs wider
-  heads forward and backward.
+  The limits are those of `check_is_flash_attention` in JAX's
+  cudnn/fused_attention_stablehlo.py, forward and backward together, since a
+  network may be differentiated later (training, classifier guidance):
+
+  - tokens: an odd number is refused in training ("Unsupported sequence
+    length"). That test is meant for attention with a bias, but JAX passes an
+    empty array where there is none.
+  - head_width: a multiple of 8, up to 128, or 256 on Hopper. JAX lets later
+    GPUs have 256 as well; cuDNN's backward pass does so on Hopper alone.
 
   Args:
     platform: of the backend, "cpu", "gpu" or "tpu".
     capability: a GPU's CUDA compute capability, such as "9.0"; anything that is
       not a number is a GPU without cuDNN.
     dtype: of queries, keys and values.
+    tokens: queries, as many as keys.
     head_width: channels of one head.
 
   Returns:
@@ -235,7 +254,8 @@ def attention_implementation(platform, capability, dtype, head_width):
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return None
   widest = 256 if major == 9 else 128
-  return "cudnn" if head_width % 8 == 0 and head_width <= widest else None
+  fits = tokens % 2 == 0 and head_width % 8 == 0 and head_width <= widest
+  return "cudnn" if fits else None
 
 
 def _attend(q, k, v):
@@ -245,7 +265,8 @@ def _attend(q, k, v):
     device.platform,
     getattr(device, "compute_capability", None),
     q.dtype,
-    q.shape[-1],
+    tokens=q.shape[1],
+    head_width=q.shape[-1],
   )
   if implementation is None:
     return _attend_by_xla(q, k, v)
@@ -269,7 +290,9 @@ def _attend_by_xla(q, k, v):
 
 def _matmul(a, b):
   """Multiply [..., M, K] and [..., K, N] to float32."""
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+  return jnp.matmul(
+    a, b, precision=precision_of(a.dtype), preferred_element_type=jnp.float32
+  )
 
 
 class AttentionBlock(nn.Module):
@@ -333,6 +356,6 @@ class AttentionPool(nn.Module):
     qkv = qkv.reshape(batch, x.shape[1], 3, heads, self.head_width)
     q, k, v = (qkv[:, :, i] for i in range(3))
     # The mean's answer alone is read. One query is no work for a fused kernel.
-    h = jax.nn.dot_product_attention(q[:, :1], k, v)
+    h = _attend_by_xla(q[:, :1], k, v)
     h = h.reshape(batch, channels)
     return dense(self.features, "c_proj", self.dtype)(h)

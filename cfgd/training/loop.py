@@ -25,6 +25,7 @@ from cfgd.convert import guided_diffusion
 from cfgd.data import pipeline
 from cfgd.data import prepare
 from cfgd.data import sources
+from cfgd.training import progress as progress_lib
 from cfgd.training import state as state_lib
 from cfgd.training import steps
 from cfgd.training import tasks
@@ -32,6 +33,11 @@ from cfgd.training import tasks
 _PROGRESS_SECONDS = 15.0
 # Times train.watchdog_seconds that compiling, saving, and samples may take.
 _PATIENCE = 10
+# In a checkpoint's meta: steps up to it that were all skipped.
+_IN_A_ROW = "skipped_in_a_row"
+# Steps whose results the host does not wait for: enough to keep devices busy
+# while it reads a batch or writes a log.
+_IN_FLIGHT = 4
 
 
 def train(config, workdir, *, wait=True):
@@ -44,7 +50,7 @@ def train(config, workdir, *, wait=True):
 
   Raises:
     errors.UserError: bad config, or a workdir made with another one.
-    errors.NonFiniteError: too many steps were not finite.
+    errors.NonFiniteError: too many steps in a row were not finite.
     errors.Preempted: ended by a signal, at a step that is saved.
     errors.RunError: a checkpoint could not be written, or memory ran out.
     lease.Busy: another job trains here, and `wait` is False.
@@ -72,6 +78,7 @@ def train(config, workdir, *, wait=True):
     distributed.naming_memory(
       f"train.batch_size={train.batch_size}",
       f"set model.remat=True (now {config.model.remat})",
+      f"raise train.microbatches={train.microbatches}",
     ),
   ):
     if not _is_trained(config, workdir):  # the other job may have done it
@@ -133,7 +140,19 @@ def _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease):
   )
   _say_start(config, source, first_step, state.params)
 
-  window = []
+  history = progress_lib.History(checkpoints.newest_meta().get(_IN_A_ROW, 0))
+
+  def record(number, metrics):
+    history.add(metrics)
+    if history.skipped_in_a_row > config.train.max_skipped:
+      writer.write_scalars(number, history.summarize())
+      _end_lost(history, number, config.train.max_skipped, checkpoints)
+
+  in_flight = progress_lib.InFlight(
+    _IN_FLIGHT,
+    done=lambda number: dog.beat(f"step {number + 1}"),
+    record=record,
+  )
   dog.beat(f"step {first_step + 1}", _PATIENCE)  # compiles
   for number, batch in zip(
     range(first_step + 1, config.train.steps + 1), batches, strict=False
@@ -143,24 +162,42 @@ def _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease):
       # JAX before 0.12 deadlocks on several virtual CPU devices when many
       # steps with collectives are under way.
       jax.block_until_ready(metrics)
-    window.append(metrics)
-    last = number == config.train.steps
     stop = preemption.reached()
+    in_flight.add(number, metrics)
     progress(number)
     checkpoints.check()
-    if last or number % config.train.log_every == 0:
-      _log(writer, number, window, config.train.max_skipped, checkpoints)
-      window = []
-    if last or stop or number % config.train.checkpoint_every == 0:
+    last = number == config.train.steps
+    log = last or number % config.train.log_every == 0
+    save = last or stop or number % config.train.checkpoint_every == 0
+    show = _due(number, config.train.sample_every)
+    if not (log or save or show):
+      continue
+    in_flight.drain()
+    if log:
+      writer.write_scalars(number, history.summarize())
+    if save:
       dog.beat(f"saving step {number}", _PATIENCE)
       check_lease()
-      checkpoints.save(state, meta)
+      in_a_row = {_IN_A_ROW: history.skipped_in_a_row}
+      checkpoints.save(state, meta | in_a_row)
     if stop and not last:
       _end_early(checkpoints, number, config, workdir)
-    if _due(number, config.train.sample_every):
+    if show:
       dog.beat(f"what is shown of step {number}", _PATIENCE)
       task.show(config, network, state, workdir, writer)
     dog.beat(f"step {number + 1}")
+
+
+def _end_lost(history, number, max_skipped, checkpoints):
+  """End a run that does not recover; its last step is `number`."""
+  skipped = history.skipped_in_a_row
+  newest = checkpoints.newest_step()
+  raise errors.NonFiniteError(
+    f"{skipped} steps in a row, {number - skipped + 1} to {number}, had a loss "
+    "or gradient that is not finite and were skipped, more than "
+    f"train.max_skipped={max_skipped}; last checkpoint: "
+    f"{'none' if newest is None else f'step {newest}'}"
+  )
 
 
 def _end_early(checkpoints, number, config, workdir):
@@ -221,6 +258,7 @@ def _make_step(config, network):
     seed=config.seed,
     ema_decay=config.optim.ema_decay,
     ema_warmup=config.optim.ema_warmup,
+    microbatches=config.train.microbatches,
   )
 
 
@@ -261,27 +299,3 @@ def _say_start(config, source, first_step, params):
     config.train.batch_size,
     config.train.batch_size // devices,
   )
-
-
-def _log(writer, number, window, max_skipped, checkpoints):
-  """Write the window's means; stop a run that does not recover."""
-  window = jax.device_get(window)
-  skipped = int(window[-1]["skipped"])
-  measured = jax.tree.map(
-    lambda *parts: np.sum(parts), *(metrics["measured"] for metrics in window)
-  )
-  writer.write_scalars(
-    number,
-    {
-      "loss": float(np.mean([metrics["loss"] for metrics in window])),
-      "grad_norm": float(np.mean([metrics["grad_norm"] for metrics in window])),
-      "skipped_steps": skipped,
-      **tasks.weighted_means(measured),
-    },
-  )
-  if skipped > max_skipped:
-    raise errors.NonFiniteError(
-      f"{skipped} steps up to step {number} had a loss or gradient that is not "
-      f"finite and were skipped, more than train.max_skipped={max_skipped}; "
-      f"last checkpoint: step {checkpoints.newest_step()}"
-    )

@@ -38,6 +38,7 @@ def make_optimizer(
   warmup_steps,
   decay_steps,
   decay,
+  clip_norm=0.0,
 ):
   """Make AdamW with linear warm-up and a constant or falling learning rate.
 
@@ -50,9 +51,12 @@ def make_optimizer(
     warmup_steps: steps from 0 to learning_rate.
     decay_steps: step at which the rate reaches 0; 0 keeps it constant.
     decay: its way there, "cosine" or "linear".
+    clip_norm: largest norm of the whole gradient, to which a larger one is
+      scaled down before Adam sees it; 0 is no clipping.
 
   Returns:
-    An optax.GradientTransformation.
+    An optax.GradientTransformation. Its state is that of AdamW where nothing is
+    clipped.
   """
   after = {
     "cosine": optax.cosine_decay_schedule,
@@ -65,7 +69,10 @@ def make_optimizer(
   if warmup_steps:
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     rate = optax.join_schedules([warmup, rate], [warmup_steps])
-  return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  if not clip_norm:
+    return adam
+  return optax.chain(optax.clip_by_global_norm(clip_norm), adam)
 
 
 def create(params, optimizer):

@@ -14,7 +14,50 @@ def _keys(seed, step, rows):
   return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
 
 
-def make_train_step(loss, optimizer, *, seed, ema_decay, ema_warmup):
+def _mean_and_gradient(loss, params, keys, batch, traced, microbatches):
+  """Return ((mean loss, summed `measured`), gradient) of one device's rows.
+
+  The mean over equal microbatches of their means and gradients is the mean and
+  gradient of all rows, and in between the memory of one microbatch is enough.
+
+  Args:
+    loss: see `losses`.
+    params: network parameters.
+    keys: [B] random keys, one per row.
+    batch: leaves [B, ...].
+    traced: see `make_train_step`.
+    microbatches: that the rows are cut into; divides B.
+  """
+
+  def mean_loss(params, keys, batch):
+    values, measured = loss(params, keys, batch, traced)
+    return jnp.mean(values), jax.tree.map(jnp.sum, measured)
+
+  gradient = jax.value_and_grad(mean_loss, has_aux=True)
+  if microbatches == 1:
+    return gradient(params, keys, batch)
+
+  parts = jax.tree.map(
+    lambda rows: rows.reshape((microbatches, -1, *rows.shape[1:])),
+    (keys, batch),
+  )
+  first = jax.tree.map(lambda rows: rows[0], parts)
+  zeros = jax.tree.map(
+    lambda shape: jnp.zeros(shape.shape, shape.dtype),
+    jax.eval_shape(gradient, params, *first),
+  )
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+  ((value, measured), grads), _ = jax.lax.scan(add, zeros, parts)
+  value, grads = jax.tree.map(lambda x: x / microbatches, (value, grads))
+  return (value, measured), grads
+
+
+def make_train_step(
+  loss, optimizer, *, seed, ema_decay, ema_warmup, microbatches=1
+):
   """Make one step over all devices: loss, gradient, Adam, EMA.
 
   Args:
@@ -23,35 +66,33 @@ def make_train_step(loss, optimizer, *, seed, ema_decay, ema_warmup):
     seed: of all randomness; an example's is named by (seed, step, row).
     ema_decay: of the moving average.
     ema_warmup: see `state.ema_decay`.
+    microbatches: equal parts of each device's rows that go through the network
+      one after the other; the step they add up to is the same.
 
   Returns:
     pmapped (state, batch, traced) -> (state, metrics). The batch's leaves have
     a leading axis of local devices, its "row" is each example's place in the
     global batch; the state has no device axis and is donated; `traced` is a
     dict of scalars that do not recompile. Metrics are scalars over the global
-    batch: loss, grad_norm, skipped, and `measured`, a dict of (sum of values,
-    sum of weights).
+    batch: loss, grad_norm (before any clipping), finite (whether the step was
+    taken), skipped (in all), and `measured`, a dict of (sum of values, sum of
+    weights).
   """
 
   def step(state, batch, traced):
     keys = _keys(seed, state.step, batch["row"])
-
-    def mean_loss(params):
-      values, measured = loss(params, keys, batch, traced)
-      return jnp.mean(values), jax.tree.map(jnp.sum, measured)
-
-    (value, measured), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-      state.params
+    (value, measured), grads = _mean_and_gradient(
+      loss, state.params, keys, batch, traced, microbatches
     )
     value, grads = jax.lax.pmean((value, grads), "batch")
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+    finite = jnp.isfinite(value + norm)
     decay = state_lib.ema_decay(state.step, decay=ema_decay, warmup=ema_warmup)
-    state = state_lib.update(
-      state, grads, jnp.isfinite(value + norm), optimizer, decay
-    )
+    state = state_lib.update(state, grads, finite, optimizer, decay)
     metrics = {
       "loss": value,
       "grad_norm": norm,
+      "finite": finite,
       "skipped": state.skipped,
       "measured": jax.lax.psum(measured, "batch"),
     }
@@ -93,3 +134,16 @@ def make_eval_step(loss, *, seed):
     out_axes=None,
     devices=jax.local_devices(),
   )
+
+
+def weighted_means(measured, prefix=""):
+  """Turn {name: (sum of values, sum of weights)} into {name: mean}.
+
+  Names without any weight, such as a noise level that no example had, are left
+  out.
+  """
+  return {
+    prefix + name: float(value / weight)
+    for name, (value, weight) in measured.items()
+    if weight > 0
+  }

@@ -74,12 +74,34 @@ def _show_samples(config, network, state, workdir, writer):
     files.write_atomic(path, image_ops.png(picture))
 
 
+# Of fields that need another network, or a second eps to contrast with.
+_PLAIN = {
+  "classifier_form": "eps",
+  "classifier_w": 0.0,
+  "second_dir": "",
+  "second_step": -1,
+}
+_UNGUIDED = {
+  "w": 0.0,
+  "w_schedule": "constant",
+  "interval": (),
+  "rescale": 0.0,
+}
+
+
 def _preview(config):
-  """Return a copy of the config that samples by the model alone."""
+  """Return a copy of the config that samples by the model under training alone.
+
+  Classifier-free guidance where it learns with and without labels, else the one
+  of the two that it learns.
+  """
   config = config.copy_and_resolve_references()
-  config.sampling.update({"guidance": "cfg", "classifier_form": "eps"})
-  if not config.model.null_row:
-    config.sampling.w = 0.0
+  p_uncond = config.diffusion.p_uncond
+  config.sampling.update(_PLAIN | {"guidance": "cfg"})
+  if p_uncond == 0:
+    config.sampling.update(_UNGUIDED | {"guidance": "none"})
+  elif p_uncond == 1:
+    config.sampling.update(_UNGUIDED | {"w": -1.0})
   return config
 
 
@@ -96,10 +118,11 @@ def _show_accuracy(config, network, state, workdir, writer):
   params = distributed.replicate_locally(jax.device_get(state.ema_params))
   step = _eval_step(_classifier_loss(config, network), config.seed)
   sums = []
-  for batch in _heldout_batches(source, count, config.train.batch_size):
+  rows = config.train.batch_size // config.train.microbatches
+  for batch in _heldout_batches(source, count, rows):
     sums.append(jax.device_get(step(params, batch, {})))
   totals = jax.tree.map(lambda *parts: np.sum(parts), *sums)
-  means = weighted_means(totals, prefix="heldout_")
+  means = steps.weighted_means(totals, prefix="heldout_")
   number = int(state.step)
   writer.write_scalars(number, means)
   if distributed.is_lead():
@@ -126,19 +149,6 @@ def _heldout_batches(source, count, batch_size):
     batch = {key: distributed.pad(value, size) for key, value in batch.items()}
     batch["weight"] = (np.arange(size) < len(rows)).astype(np.float32)
     yield distributed.split(batch, devices)
-
-
-def weighted_means(measured, prefix=""):
-  """Turn {name: (sum of values, sum of weights)} into {name: mean}.
-
-  Names without any weight, such as a noise level that no example had, are left
-  out.
-  """
-  return {
-    prefix + name: float(value / weight)
-    for name, (value, weight) in measured.items()
-    if weight > 0
-  }
 
 
 TASKS = {

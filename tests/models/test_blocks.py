@@ -1,6 +1,7 @@
 """What the parts of the networks promise."""
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,29 +36,63 @@ def test_resampling_is_nearest_and_mean():
 
 
 @pytest.mark.parametrize(
-  ("platform", "capability", "dtype", "width", "implementation"),
+  ("platform", "capability", "dtype", "tokens", "width", "implementation"),
   [
-    ("cpu", None, "bfloat16", 64, None),
-    ("tpu", None, "bfloat16", 64, None),
-    ("gpu", "8.0", "bfloat16", 64, "cudnn"),
-    ("gpu", "8.6", "float16", 128, "cudnn"),
-    ("gpu", "9.0", "bfloat16", 64, "cudnn"),
-    ("gpu", "10.0", "bfloat16", 128, "cudnn"),
-    ("gpu", "9.0", "float32", 64, None),
-    ("gpu", "9.0", "bfloat16", 60, None),
-    ("gpu", "8.0", "bfloat16", 136, None),
-    ("gpu", "9.0", "bfloat16", 136, "cudnn"),
-    ("gpu", "9.0", "bfloat16", 256, "cudnn"),
-    ("gpu", "9.0", "bfloat16", 264, None),
-    ("gpu", "10.0", "bfloat16", 256, None),
-    ("gpu", "7.5", "bfloat16", 64, None),
-    ("gpu", "gfx942", "bfloat16", 64, None),
-    ("gpu", None, "bfloat16", 64, None),
+    ("cpu", None, "bfloat16", 64, 64, None),
+    ("tpu", None, "bfloat16", 64, 64, None),
+    ("gpu", "8.0", "bfloat16", 64, 64, "cudnn"),
+    ("gpu", "8.6", "float16", 64, 128, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 64, 64, "cudnn"),
+    ("gpu", "10.0", "bfloat16", 64, 128, "cudnn"),
+    ("gpu", "9.0", "float32", 64, 64, None),
+    ("gpu", "9.0", "bfloat16", 64, 60, None),
+    ("gpu", "8.0", "bfloat16", 64, 136, None),
+    ("gpu", "9.0", "bfloat16", 64, 136, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 64, 256, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 64, 264, None),
+    ("gpu", "10.0", "bfloat16", 64, 256, None),
+    ("gpu", "7.5", "bfloat16", 64, 64, None),
+    ("gpu", "gfx942", "bfloat16", 64, 64, None),
+    ("gpu", None, "bfloat16", 64, 64, None),
+    # 5x5, 7x7 and 1x1 pixels, and their even neighbours.
+    ("gpu", "9.0", "bfloat16", 25, 64, None),
+    ("gpu", "8.0", "float16", 49, 64, None),
+    ("gpu", "10.0", "bfloat16", 1, 64, None),
+    ("gpu", "9.0", "bfloat16", 36, 64, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 2, 64, "cudnn"),
+    ("gpu", "9.0", "bfloat16", 1024, 64, "cudnn"),
   ],
 )
-def test_cudnn_where_it_can(platform, capability, dtype, width, implementation):
-  actual = blocks.attention_implementation(platform, capability, dtype, width)
+def test_cudnn_where_it_can(
+  platform, capability, dtype, tokens, width, implementation
+):
+  actual = blocks.attention_implementation(
+    platform, capability, dtype, tokens=tokens, head_width=width
+  )
   assert actual == implementation
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 25, 36])
+@pytest.mark.parametrize("width", [8, 60, 64, 136, 264])
+def test_cudnn_is_chosen_where_jax_lets_it_train(monkeypatch, tokens, width):
+  """Against what JAX says to the gradient on a Hopper GPU, traced without."""
+  kernel = fused_attention_stablehlo
+  monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91100)
+  monkeypatch.setattr(kernel, "check_compute_capability", lambda _: True)
+
+  def loss(q):
+    return jax.nn.dot_product_attention(q, q, q, implementation="cudnn").sum()
+
+  q = jnp.zeros((2, tokens, 1, width), jnp.bfloat16)
+  try:
+    jax.eval_shape(jax.grad(loss), q)
+    desired = "cudnn"
+  except NotImplementedError:
+    desired = None
+  actual = blocks.attention_implementation(
+    "gpu", "9.0", "bfloat16", tokens=tokens, head_width=width
+  )
+  assert actual == desired
 
 
 def definition(q, k, v):
@@ -110,7 +145,7 @@ def test_attention_is_computed_by_what_was_chosen(monkeypatch, implementation):
     lambda q, k, v: attention(q, k, v, implementation=None),
   )
   monkeypatch.setattr(
-    blocks, "attention_implementation", lambda *_: implementation
+    blocks, "attention_implementation", lambda *_, **__: implementation
   )
   block = blocks.AttentionBlock(2, True, "bfloat16")
   x = jnp.zeros((1, 2, 2, 32))

@@ -1,4 +1,4 @@
-"""What is computed in bfloat16 and what must not be, read from the jaxpr."""
+"""What is rounded to bfloat16 and what must not be, read from the jaxpr."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgd.metrics import inception
 from cfgd.models import blocks
+from cfgd.models import feature_net
 from tests.models import golden_weights
 from tests.models import networks
 
@@ -23,21 +25,27 @@ _LINEAR = {
 }
 
 
-def equations(jaxpr, scope=""):
-  """Yield (primitive, innermost module, dtypes of the inputs), recursively."""
+def walk(jaxpr, scope=""):
+  """Yield (equation, innermost module), recursively."""
   for equation in jaxpr.eqns:
     inner = f"{scope}/{equation.source_info.name_stack}".rstrip("/")
-    dtypes = {getattr(v.aval, "dtype", None) for v in equation.invars}
-    yield equation.primitive.name, inner.split("/")[-1], dtypes
+    yield equation, inner.split("/")[-1]
     for value in equation.params.values():
       for part in value if isinstance(value, tuple | list) else [value]:
         part = getattr(part, "jaxpr", part)  # of a closed jaxpr
         if hasattr(part, "eqns"):
-          yield from equations(part, inner)
+          yield from walk(part, inner)
 
 
-def trace(network, *, gradient):
-  """Return the equations of the loss or of its gradient."""
+def equations(jaxpr):
+  """Yield (primitive, innermost module, dtypes of the inputs)."""
+  for equation, module in walk(jaxpr):
+    dtypes = {getattr(v.aval, "dtype", None) for v in equation.invars}
+    yield equation.primitive.name, module, dtypes
+
+
+def make_jaxpr(network, *, gradient):
+  """Return the jaxpr of the loss or of its gradient."""
   z, time = jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
   rest = (jnp.zeros(2, int),) if hasattr(network, "num_labels") else ()
   keys = jax.vmap(jax.random.key)(jnp.arange(2))
@@ -48,7 +56,12 @@ def trace(network, *, gradient):
     return (out**2).sum()
 
   function = jax.grad(loss, argnums=(0, 1)) if gradient else loss
-  return list(equations(jax.make_jaxpr(function)(params, z).jaxpr))
+  return jax.make_jaxpr(function)(params, z).jaxpr
+
+
+def trace(network, *, gradient):
+  """Return the equations of the loss or of its gradient."""
+  return list(equations(make_jaxpr(network, gradient=gradient)))
 
 
 def half_statistics(traced):
@@ -149,3 +162,57 @@ def test_bfloat16_stays_near_float32(make):
   assert half.dtype == jnp.float32
   error = np.sqrt(np.mean((half - exact) ** 2) / np.mean(exact**2))
   assert 0 < error < 2e-2
+
+
+def precisions(jaxpr):
+  """Return {(module, precision)} of all products, and how many there are."""
+  found = [
+    (module, equation.params["precision"])
+    for equation, module in walk(jaxpr)
+    if equation.primitive.name in ("conv_general_dilated", "dot_general")
+  ]
+  return set(found), len(found)
+
+
+_HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
+
+
+@_NETWORKS
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_float32_products_are_float32_on_every_platform(make, remat, gradient):
+  jaxpr = make_jaxpr(make(dtype="float32", remat=remat), gradient=gradient)
+  found, number = precisions(jaxpr)
+  assert {precision for _, precision in found} == {_HIGHEST}
+  # Attention's two products, at one resolution or more, and all layers.
+  assert number > (60 if gradient else 20)
+
+
+@_NETWORKS
+@pytest.mark.parametrize("gradient", [False, True])
+def test_bfloat16_products_keep_the_default(make, gradient):
+  found, _ = precisions(make_jaxpr(make(dtype="bfloat16"), gradient=gradient))
+  for module, precision in found:
+    exact = module in ("time_embed_0", "time_embed_2")
+    assert precision == (_HIGHEST if exact else None), module
+
+
+@pytest.mark.parametrize(
+  ("network", "shape"),
+  [
+    (feature_net.FeatureNet(4, 8, 10), (2, 8, 8, 1)),
+    (inception.Inception(), (1, inception.SIZE, inception.SIZE, 3)),
+  ],
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_features_are_float32_on_every_platform(network, shape, gradient):
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  params = jax.eval_shape(network.init, jax.random.key(0), x)
+
+  def loss(params, x):
+    return sum(map(jnp.sum, network.apply(params, x)))
+
+  function = jax.grad(loss, argnums=(0, 1)) if gradient else loss
+  found, number = precisions(jax.make_jaxpr(function)(params, x).jaxpr)
+  assert {precision for _, precision in found} == {_HIGHEST}
+  assert number >= 5

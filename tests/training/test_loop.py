@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import signal
+import threading
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -165,9 +169,171 @@ def test_a_run_that_diverges_ends_and_names_its_checkpoint(tiny, tmp_path):
   tiny.optim.learning_rate = 1e30
   with pytest.raises(
     errors.NonFiniteError,
-    match=r"train.max_skipped=3; last checkpoint: step \d",
+    match=r"4 steps in a row, \d+ to \d+, had .* more than "
+    r"train.max_skipped=3; last checkpoint: step \d",
   ):
     loop.train(tiny, tmp_path)
+
+
+class Scalars:
+  """A writer that keeps what is logged."""
+
+  def __init__(self):
+    self.logged = {}
+
+  def write_scalars(self, step, scalars):
+    self.logged.setdefault(step, {}).update(scalars)
+
+  def close(self):
+    pass
+
+
+@pytest.fixture
+def untrained(tiny, monkeypatch):
+  """Return a config whose network is not looked at, and costs nothing."""
+  tiny.model.null_row = False
+  tiny.diffusion.p_uncond = tiny.sampling.w = 0.0
+  params = {"w": np.zeros(3, np.float32)}
+  monkeypatch.setattr(loop.networks, "initial_params", lambda _: params)
+  return tiny
+
+
+@pytest.fixture
+def scripted(untrained, monkeypatch):
+  """Return (workdir, losses) -> (steps dispatched, logs, the run's error)."""
+  untrained.train.max_skipped = 3
+  untrained.train.checkpoint_every = 5
+
+  def train(workdir, losses):
+    taken = []
+
+    def step(state, batch, traced):
+      del batch, traced
+      loss = losses[int(state.step)]
+      taken.append(loss)
+      finite = bool(np.isfinite(loss))
+      state = state.replace(
+        step=state.step + 1, skipped=state.skipped + (not finite)
+      )
+      metrics = {"loss": loss, "grad_norm": 2 * loss, "finite": finite}
+      metrics |= {"skipped": state.skipped, "measured": {}}
+      return state, jax.tree.map(jnp.asarray, metrics)
+
+    writer = Scalars()
+    monkeypatch.setattr(
+      loop.metric_writers, "create_default_writer", lambda *_, **__: writer
+    )
+    monkeypatch.setattr(loop, "_make_step", lambda *_: step)
+    untrained.train.steps = len(losses)
+    try:
+      loop.train(untrained, workdir)
+    except errors.NonFiniteError as error:
+      return len(taken), writer.logged, str(error)
+    return len(taken), writer.logged, None
+
+  return train
+
+
+def test_skipped_steps_now_and_then_neither_end_a_run_nor_hide_its_loss(
+  untrained, scripted, tmp_path
+):
+  untrained.train.log_every = 5
+  bad = [np.nan, np.inf, np.nan]  # as many in a row as may be
+  losses = [1.0, *bad, 3.0] * 4 + [*bad, 2.0, np.nan]
+  taken, logged, error = scripted(tmp_path, losses)
+  assert (taken, error) == (25, None)
+  means = [logged[number]["loss"] for number in (5, 10, 15, 20, 25)]
+  assert means == [2.0, 2.0, 2.0, 2.0, 2.0]
+  assert logged[25]["grad_norm"] == 4.0
+  assert [logged[number]["skipped_in_window"] for number in (20, 25)] == [3, 4]
+  assert logged[25]["skipped_steps"] == 16
+
+
+def test_a_window_of_skipped_steps_alone_logs_no_loss(
+  untrained, scripted, tmp_path
+):
+  untrained.train.log_every = 2
+  _, logged, error = scripted(tmp_path, [1.0, 1.0, np.nan, np.nan, 1.0, 1.0])
+  assert error is None
+  assert "loss" not in logged[4]
+  assert "grad_norm" not in logged[4]
+  assert logged[4]["skipped_in_window"] == 2
+  assert logged[6]["loss"] == 1.0
+
+
+def test_too_many_in_a_row_end_a_run_long_before_it_logs(
+  untrained, scripted, tmp_path
+):
+  untrained.train.log_every = 1000
+  untrained.train.checkpoint_every = 1000
+  taken, logged, error = scripted(tmp_path, [1.0] * 10 + [np.nan] * 190)
+  assert re.fullmatch(
+    "4 steps in a row, 11 to 14, had a loss or gradient that is not finite and "
+    "were skipped, more than train.max_skipped=3; last checkpoint: none",
+    error,
+  )
+  assert taken <= 14 + 8
+  assert logged[14]["skipped_in_window"] == 4
+  assert logged[14]["loss"] == 1.0
+
+
+def test_a_resumed_run_goes_on_counting_steps_in_a_row(scripted, tmp_path):
+  losses = [1.0, 1.0, 1.0, np.nan, np.nan]
+  assert scripted(tmp_path, losses)[2] is None
+  losses += [np.nan] * 2 + [1.0] * 8
+  taken, _, error = scripted(tmp_path, losses)
+  assert "4 steps in a row, 4 to 7," in error
+  assert "last checkpoint: step 5" in error
+  assert taken <= 2 + 8
+
+
+class Never:
+  """A result that the devices never finish, until someone has seen that."""
+
+  def __init__(self, seen):
+    self._seen = seen
+
+  def is_ready(self):
+    return self._seen.is_set()
+
+  def __array__(self, dtype=None, copy=None):
+    assert self._seen.wait(60)
+    return np.zeros((), dtype)
+
+
+def test_devices_that_hang_are_noticed_while_steps_are_dispatched(
+  untrained, tmp_path, monkeypatch
+):
+  """Each call of the step returns at once, as on an accelerator."""
+  untrained.train.update(
+    {"steps": 200, "log_every": 200, "checkpoint_every": 200}
+  )
+  untrained.train.watchdog_seconds = 1.0
+  seen, hung, dispatched = threading.Event(), [], []
+
+  def end(dog):
+    hung.append((dog._what, len(dispatched)))
+    dog.close()
+    seen.set()
+
+  def step(state, batch, traced):
+    del batch, traced
+    number = len(dispatched) + 1
+    dispatched.append(number)
+    never = number >= 3
+    metrics = dict.fromkeys(("loss", "grad_norm", "skipped"), jnp.zeros(()))
+    metrics |= {"finite": jnp.ones(()), "measured": {}}
+    if never:
+      metrics["loss"] = Never(seen)
+    time.sleep(0.01)  # of the host, for a batch
+    return state, metrics
+
+  monkeypatch.setattr(watchdog.Watchdog, "_end", end)
+  monkeypatch.setattr(loop, "_make_step", lambda *_: step)
+  loop.train(untrained, tmp_path)
+  ((what, number),) = hung
+  assert what == "step 3"
+  assert number < 20  # the host did not run ahead for ever
 
 
 def test_out_of_memory_names_the_fields_to_lower(tiny, tmp_path, monkeypatch):

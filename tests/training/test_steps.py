@@ -10,8 +10,11 @@ import pytest
 
 from cfgd import diffusion
 from cfgd import distributed
+from cfgd.training import losses
 from cfgd.training import state as state_lib
 from cfgd.training import steps
+from tests.models import golden_weights
+from tests.models import networks
 
 
 def make_optimizer(**changes):
@@ -42,10 +45,12 @@ def make_batch(number=8):
   }
 
 
-def run(num_steps, batch, scale=1.0, split=4):
+def run(num_steps, batch, scale=1.0, split=4, microbatches=1):
   optimizer = make_optimizer()
   step = steps.make_train_step(
-    quadratic, optimizer, seed=0, ema_decay=0.9, ema_warmup=False
+    *(quadratic, optimizer),
+    **{"seed": 0, "ema_decay": 0.9, "ema_warmup": False},
+    microbatches=microbatches,
   )
   params = {"w": jnp.float32(3)}
   state = distributed.replicate(state_lib.create(params, optimizer))
@@ -112,6 +117,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(poison):
   state, history = run(2, batch)
   assert (state.step, state.skipped) == (2, 2)
   assert history[-1]["skipped"] == 2
+  assert not history[-1]["finite"]
   assert not np.isfinite(history[0]["loss"])
   assert state.params["w"] == state.ema_params["w"] == 3
   for leaf in jax.tree.leaves(state):
@@ -175,6 +181,102 @@ def test_evaluation_leaves_out_what_fills_up_a_batch():
   np.testing.assert_allclose(measured["error"][0], error.sum(), rtol=1e-6)
   np.testing.assert_allclose(measured["loss"][0], (error**2).sum(), rtol=1e-6)
   assert measured["loss"][1] == measured["error"][1] == 6
+
+
+def test_a_gradient_is_clipped_by_its_norm_before_adam_and_logged_as_it_was():
+  """By Adam's first moment, (1 - b1) times the gradient that it saw."""
+
+  def loss(params, keys, batch, traced):
+    del keys, traced
+    return batch["image"] * (3 * params["a"].sum() + 4 * params["b"]), {}
+
+  batch = make_batch() | {"image": np.full(8, 2.0, np.float32)}
+  # a has four entries of 6, b one of 8.
+  norm = np.sqrt(4 * 6**2 + 8**2)
+  for clip_norm, factor in ((0.0, 1.0), (1.0, 1 / norm), (20.0, 1.0)):
+    optimizer = make_optimizer(clip_norm=clip_norm)
+    step = steps.make_train_step(
+      loss, optimizer, seed=0, ema_decay=0.9, ema_warmup=False
+    )
+    params = {"a": jnp.ones(4), "b": jnp.ones(())}
+    state = distributed.replicate(state_lib.create(params, optimizer))
+    state, metrics = step(state, distributed.split(batch, 4), {})
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)
+    (moments,) = optax.tree.get_all_with_path(state.opt_state, "mu")
+    np.testing.assert_allclose(moments[1]["a"], 0.1 * 6 * factor, rtol=1e-5)
+    np.testing.assert_allclose(moments[1]["b"], 0.1 * 8 * factor, rtol=1e-5)
+
+
+def test_without_clipping_the_optimizer_has_adams_state():
+  """So that checkpoints from before there was any can be read."""
+  params = {"w": jnp.ones(3)}
+  ours = make_optimizer(clip_norm=0.0).init(params)
+  adams = optax.adamw(optax.constant_schedule(0.1)).init(params)
+  assert jax.tree.structure(ours) == jax.tree.structure(adams)
+
+
+def test_microbatches_add_up_to_the_whole_batch_in_less_memory():
+  """Loss and gradient of a real network, with label and other dropout."""
+  network = networks.make_unet(channel_mult=(1,), attention_resolutions=(8,))
+  loss = losses.diffusion_loss(
+    network,
+    null_label=10,
+    **{"timesteps": "uniform", "logsnr_min": -20.0, "logsnr_max": 20.0},
+  )
+  params, _ = golden_weights.fill(networks.shapes_of(network, 8))
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8),
+    "label": rng.integers(0, 10, 16).astype(np.int32),
+  }
+  keys = diffusion.image_keys(0, jnp.arange(16))
+  results, memory = [], []
+  for microbatches in (1, 4):
+
+    def compute(params, microbatches=microbatches):
+      return steps._mean_and_gradient(
+        *(loss, params, keys, batch, {"p_uncond": 0.5}),
+        microbatches,
+      )
+
+    compiled = networks.jit(compute).lower(params).compile()
+    memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    results.append(compiled(params))
+  ((whole, _), gradient), ((parts, _), other) = results
+  np.testing.assert_allclose(parts, whole, rtol=1e-5)
+  difference = jax.tree.map(np.subtract, gradient, other)
+  assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(gradient)
+  assert optax.tree.norm(gradient) > 1e-3
+  assert memory[1] < 0.5 * memory[0]
+
+
+def test_microbatches_take_the_step_of_the_whole_batch():
+  """On four devices, each of whose rows are cut into four parts."""
+  batch = make_batch(64)
+  state, history = run(3, batch)
+  other, parts = run(3, batch, microbatches=4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    *((state, history), (other, parts)),
+  )
+
+
+def test_one_microbatch_that_is_not_finite_spoils_the_step():
+  optimizer = make_optimizer()
+  step = steps.make_train_step(
+    *(quadratic, optimizer),
+    **{"seed": 0, "ema_decay": 0.9, "ema_warmup": False},
+    microbatches=2,
+  )
+  batch = make_batch(16)
+  batch["image"][5] = np.nan
+  state = state_lib.create({"w": jnp.float32(3)}, optimizer)
+  state, metrics = step(
+    *(distributed.replicate(state), distributed.split(batch, 4)),
+    {"scale": np.float32(1)},
+  )
+  assert not metrics["finite"]
+  assert (state.params["w"], state.skipped) == (3, 1)
 
 
 def rates(optimizer, number):
