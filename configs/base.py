@@ -142,8 +142,11 @@ def get_config():
         # The introduction's low temperatures: factors of score and noise.
         "score_scale": 1.0,
         "noise_scale": 1.0,
-        # Interpolation of the reverse variance, 0 to 1.
+        # Interpolation of the reverse variance, 0 to 1; and whether a network
+        # with learned sigma uses the v that it predicts instead (own) or this
+        # constant (config).
         "v": 0.3,
+        "v_from": "own",
         # Of predicted x: clip to [-1, 1], dynamic (by a quantile), or none.
         "threshold": "clip",
         "quantile": 0.995,
