@@ -25,8 +25,12 @@ from cfgd.training import loop
 
 # Before the fields of the classifier that a sweep trains.
 _OF_CLASSIFIER = "classifier."
-# Fields of metrics that say where things are, not what.
-_PLACES = ("feature_dir", "cache_dir", "inception")
+# Fields of metrics that change no number: where things are, and how images are
+# spread over calls and files.
+_NO_EFFECT = (
+  *("feature_dir", "cache_dir", "inception"),
+  *("batch_size", "inception_batch_size", "chunk_size"),
+)
 _POLL_SECONDS = 1.0
 _SAY_SECONDS = 60.0
 # Drawing the report takes about a second.
@@ -219,11 +223,11 @@ def settings_of(config, workdir, cell):
   """Return all that the numbers of a cell depend on, by field."""
   at = _at(config, workdir, cell)
   metrics = config_lib.flatten(config_lib.to_dict(at)["metrics"], "metrics.")
-  places = {f"metrics.{name}" for name in _PLACES}
+  idle = {f"metrics.{name}" for name in _NO_EFFECT}
   what = {
     **_model_settings(at),
     **settings.of_sampling(at),
-    **{k: v for k, v in metrics.items() if k not in places},
+    **{k: v for k, v in metrics.items() if k not in idle},
   }
   own = str(_classifier_dir(workdir, cell))
   if what.get("sampling.second_dir") == own:

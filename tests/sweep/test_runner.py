@@ -204,7 +204,7 @@ def test_what_has_no_effect_names_no_cell(swept, set_defaults):
 
   before = folders()
   config.sampling.quantile = 0.9
-  config.sampling.batch_size = 5
+  config.sampling.batch_size = config.metrics.batch_size = 5
   assert folders() == before
   config.sampling.interval = (-2.0, 3.0)
   assert [a == b for a, b in zip(folders(), before, strict=True)] == [
@@ -239,10 +239,12 @@ def test_a_classifier_that_trains_longer_is_another(tmp_path):
   config = small_sweep()
   config.sampling.guidance = "classifier"
   config.sweep.classifier = {"task": "classifier", "train": {"steps": 3}}
-  (cell, *_) = grid.cells(config.sweep.grids, config.sampling)
-  folder = runner.folder_of(config, tmp_path, cell)
+  unguided, guided, *_ = grid.cells(config.sweep.grids, config.sampling)
+  before = runner.folder_of(config, tmp_path, guided)
+  alone = runner.folder_of(config, tmp_path, unguided)
   config.sweep.classifier.train.steps = 4
-  assert runner.folder_of(config, tmp_path, cell) != folder
+  assert runner.folder_of(config, tmp_path, guided) != before
+  assert runner.folder_of(config, tmp_path, unguided) == alone
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
