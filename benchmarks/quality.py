@@ -61,8 +61,8 @@ class Measurements:
     """Return {"distance", "seconds"}; makes the samples if need be."""
     config = at(self._config, sampler, interval, num_steps, seed)
     checkpoint = self._config.train.steps
-    what = generate.settings(config, checkpoint, None)
-    key = generate.folder_of(config, self._workdir, what).name
+    what = generate.settings(config, self._workdir, checkpoint, None)
+    key = generate.folder_of(self._workdir, what).name
     key = f"{key}_{config.sampling.num_samples}"
     if key not in self._known:
       start = time.perf_counter()

@@ -4,12 +4,16 @@ import hashlib
 import json
 import math
 
+from absl import logging
 from etils import epath
 
 from cfgd import errors
 from cfgd import files
+from configs import base
 
-# Fields that may change between two calls on one workdir.
+# Fields that may change between two calls on one workdir. A new field may be
+# added here; one that runs have been made with must stay where it is, or their
+# digests change.
 _FREE = {
   "data": ("dir", "threads", "prefetch"),
   "model": ("remat",),
@@ -76,7 +80,7 @@ def classifier_config(config):
   if not config.sweep.classifier:
     return None
   changed = config.copy_and_resolve_references()
-  for field, value in _flatten(to_dict(config.sweep.classifier)).items():
+  for field, value in flatten(to_dict(config.sweep.classifier)).items():
     _put(changed, field, value)
   changed.sampling.w = 0.0
   changed.sampling.guidance = "none"
@@ -182,17 +186,19 @@ def training_arguments(config):
   return source_arguments(config) | {"random_crop": config.data.random_crop}
 
 
-def from_dict(like, plain):
-  """Return a recorded config with the fields and types of another.
+def from_dict(plain):
+  """Return a recorded config with today's fields and types.
+
+  A field that was not recorded has its default, one that is no more is left
+  out.
 
   Args:
-    like: ConfigDict, such as that of a run that reads another run's.
     plain: nested dicts, of `read_recorded`.
   """
-  config = like.copy_and_resolve_references()
-  known = _flatten(to_dict(config))
+  config = base.get_config()
+  known = defaults()
   with config.ignore_type(), config.unlocked():
-    for field, value in _flatten(plain).items():
+    for field, value in flatten(plain).items():
       if field in known:
         _put(config, field, value)
   return config
@@ -203,13 +209,25 @@ def to_dict(config):
   return json.loads(config.to_json_best_effort())
 
 
+def defaults():
+  """Return the default of every field, configs/base.py's, by dotted name.
+
+  A record that lacks a field was made before there was one, by code that did
+  what the field's default says.
+  """
+  return flatten(to_dict(base.get_config()))
+
+
 def identity(config):
   """Return the fields that a trained model depends on.
 
   What is left out may change from call to call: how long to train, how often
   to log and save, and all of sampling and evaluation.
   """
-  plain = to_dict(config)
+  return _identity(to_dict(config))
+
+
+def _identity(plain):
   return {
     section: fields
     if not isinstance(fields, dict)
@@ -225,14 +243,34 @@ def digest(plain):
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _flatten(plain, prefix=""):
+def model_digest(config, workdir):
+  """Return the digest of a run's identity as its workdir recorded it.
+
+  So it stays what it was when fields are added to configs/base.py. A config
+  that `claim_workdir` accepts there has this identity.
+
+  Args:
+    config: ConfigDict of the run, for a workdir without a record.
+    workdir: folder of the run.
+  """
+  recorded = _record(workdir).exists()
+  plain = read_recorded(workdir) if recorded else to_dict(config)
+  return digest(_identity(plain))
+
+
+def flatten(plain, prefix=""):
+  """Return nested dicts as one, by dotted names."""
   flat = {}
   for key, value in plain.items():
     if isinstance(value, dict):
-      flat.update(_flatten(value, f"{prefix}{key}."))
+      flat.update(flatten(value, f"{prefix}{key}."))
     else:
       flat[prefix + key] = value
   return flat
+
+
+def _record(workdir):
+  return epath.Path(workdir) / "config.json"
 
 
 def read_recorded(workdir):
@@ -241,19 +279,64 @@ def read_recorded(workdir):
   Raises:
     errors.UserError: there is none, or it is not JSON.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = _record(workdir)
   if not path.exists():
     raise errors.UserError(f"{path}: no such file; not the workdir of a run")
+  return read_json(path, "use another --workdir")
+
+
+def read_json(path, remedy):
+  """Return what a JSON file says.
+
+  Args:
+    path: epath.Path.
+    remedy: what to do where it is not JSON.
+
+  Raises:
+    errors.UserError: it is not JSON.
+  """
   try:
     return json.loads(path.read_text())
   except ValueError as error:
-    raise errors.UserError(
-      f"{path} is not JSON ({error}): use another --workdir"
-    ) from error
+    raise errors.UserError(f"{path} is not JSON ({error}): {remedy}") from error
+
+
+def differences(there, now, default):
+  """Say in which fields a record differs from what is wanted.
+
+  Args:
+    there: recorded values by field.
+    now: wanted ones.
+    default: of fields that were not recorded.
+
+  Returns:
+    {field: "FIELD: A there, B now"} of the fields of `now` that differ. Fields
+    that are recorded and no more do not count.
+  """
+  found = {}
+  for field, value in now.items():
+    if field in there:
+      recorded, text = there[field], f"{there[field]!r} there"
+    elif field in default:
+      recorded, text = default[field], f"{default[field]!r} there by default"
+    else:
+      recorded, text = None, "absent there"
+    if recorded != value:
+      found[field] = f"{field}: {text}, {value!r} now"
+  return found
+
+
+def first_few(texts):
+  """Return the first texts of a list as one."""
+  texts = list(texts)
+  return "; ".join(texts[:3]) + ("; ..." if len(texts) > 3 else "")
 
 
 def claim_workdir(config, workdir, *, write, but=()):
   """Make sure that a workdir belongs to this config.
+
+  A field that the workdir's record lacks counts as recorded at its default. One
+  that is recorded but no longer exists is ignored, with a warning.
 
   Args:
     config: ConfigDict.
@@ -265,22 +348,24 @@ def claim_workdir(config, workdir, *, write, but=()):
     errors.UserError: the folder was made with another config; names the first
       fields that differ.
   """
-  path = epath.Path(workdir) / "config.json"
-  ours = _flatten(identity(config))
+  path = _record(workdir)
   if not path.exists():
     if write:
       files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
     return
-  recorded = read_recorded(workdir)
-  theirs = {k: v for k, v in _flatten(recorded).items() if k in ours}
-  differing = [
-    f"{field}: {theirs.get(field, 'absent')!r} there, {value!r} now"
-    for field, value in ours.items()
-    if theirs.get(field) != value and field not in but
-  ]
+  now = flatten(identity(config))
+  there = flatten(_identity(read_recorded(workdir)))
+  differing = differences(there, now, defaults())
+  differing = [text for field, text in differing.items() if field not in but]
   if differing:
     raise errors.UserError(
-      f"{workdir} was made with another config ({'; '.join(differing[:3])}"
-      f"{'; ...' if len(differing) > 3 else ''}): use another --workdir or the "
-      "same config"
+      f"{workdir} was made with another config ({first_few(differing)}): use "
+      "another --workdir or the same config"
+    )
+  unknown = [f"{k}={v!r}" for k, v in there.items() if k not in now]
+  if unknown:
+    logging.warning(
+      "%s has fields that no longer exist; they are ignored: %s.",
+      path,
+      ", ".join(unknown),
     )

@@ -4,12 +4,14 @@ Every rule that spans fields stands here once and is checked before anything is
 compiled or written.
 """
 
+import itertools
 import math
 import re
 
 from cfgd import config as config_lib
 from cfgd import diffusion
 from cfgd import errors
+from cfgd import settings
 from cfgd.data import images
 
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
@@ -468,6 +470,33 @@ def validate_grids(config):
       _validate_values(
         field, values, 0.0 if axis == "p_uncond" else config.sampling[axis]
       )
+    _validate_effects(config, name, axes)
+
+
+def _validate_effects(config, name, axes):
+  """Check that each value of a grid's axes has an effect in one of its cells.
+
+  Cells that differ in such a value alone would have the same samples.
+  """
+  names = [axis for axis in axes if axis != "p_uncond"]
+  reasons = {}
+  for values in itertools.product(*(axes[axis] for axis in names)):
+    cell = dict(zip(names, values, strict=True))
+    at = config_lib.cell_config(
+      config, p_uncond=config.diffusion.p_uncond, **cell
+    )
+    idle = settings.unused(at)
+    for axis, value in cell.items():
+      why = axis in idle and settings.why_unused(at, axis)
+      reasons.setdefault((axis, value), []).append(why)
+  for (axis, value), whys in reasons.items():
+    # At the config's own value it is no axis.
+    _require(
+      not all(whys) or value == config.sampling[axis],
+      f"sweep.grids.{name}.{axis}",
+      value,
+      f"has no effect in any cell of this grid ({whys[0]}); leave it out",
+    )
 
 
 def _validate_seeds(sweep):

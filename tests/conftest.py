@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from cfgd import xla
+from configs import base
 from configs import sweep_embedded
 
 xla.set_options()
@@ -38,6 +39,25 @@ def golden():
   """Return a function: name -> arrays of tests/golden (see its README)."""
   folder = pathlib.Path(__file__).parent / "golden"
   return lambda name: np.load(folder / f"{name}.npz")
+
+
+@pytest.fixture
+def set_defaults(monkeypatch):
+  """Return a function that changes configs/base.py: SECTION_NAME=value."""
+  get_config = base.get_config
+
+  def change(**fields):
+    def changed():
+      config = get_config()
+      with config.unlocked():
+        for field, value in fields.items():
+          section, name = field.split("_", 1)
+          config[section][name] = value
+      return config
+
+    monkeypatch.setattr(base, "get_config", changed)
+
+  return change
 
 
 @pytest.fixture

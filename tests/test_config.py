@@ -1,7 +1,9 @@
 """A config's fields, and which of them a run is known by."""
 
 import importlib
+import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -34,7 +36,7 @@ def test_configs_have_the_same_fields(name):
     plain = config_lib.to_dict(plain)
     for name in ("grids", "classifier", "figures"):
       del plain["sweep"][name]
-    return set(config_lib._flatten(plain))
+    return set(config_lib.flatten(plain))
 
   assert fields(config) == fields(base.get_config())
 
@@ -138,6 +140,75 @@ def test_workdir_belongs_to_its_config(tmp_path):
   with pytest.raises(errors.UserError, match=r"model_channels: 32 there, 64"):
     config_lib.claim_workdir(config, tmp_path, write=True)
   assert (tmp_path / "config.json").read_text() == before
+
+
+# Of tests/golden/run_config.json, as the code that wrote it computed it and
+# wrote it into the checkpoints of that run.
+RECORDED_DIGEST = "948b389b"
+
+
+@pytest.fixture
+def old_run(tmp_path):
+  """Return the workdir of a run that was made before some fields were."""
+  golden = pathlib.Path(__file__).parent / "golden" / "run_config.json"
+  shutil.copy(golden, tmp_path / "config.json")
+  return tmp_path
+
+
+def test_a_run_of_before_stays_what_it_is(old_run):
+  before = (old_run / "config.json").read_text()
+  config = embedded.get_config()
+  config_lib.claim_workdir(config, old_run, write=True)
+  assert config_lib.model_digest(config, old_run) == RECORDED_DIGEST
+  assert (old_run / "config.json").read_text() == before
+
+
+def test_a_new_field_at_its_default_changes_no_run(old_run, set_defaults):
+  set_defaults(data_tint=0.0, model_gate=(1, 2), sampling_spice="none")
+  config = embedded.get_config()
+  assert config.model.gate == (1, 2)
+  config_lib.claim_workdir(config, old_run, write=False)
+  assert config_lib.model_digest(config, old_run) == RECORDED_DIGEST
+
+  config.sampling.spice = "much"
+  config_lib.claim_workdir(config, old_run, write=False)
+  config.data.tint = 0.5
+  with pytest.raises(
+    errors.UserError, match=r"data\.tint: 0\.0 there by default, 0\.5 now"
+  ):
+    config_lib.claim_workdir(config, old_run, write=False)
+
+
+def test_a_changed_default_is_another_run(old_run, set_defaults):
+  set_defaults(optim_b1=0.8)
+  with pytest.raises(errors.UserError, match=r"b1: 0\.9 there, 0\.8 now"):
+    config_lib.claim_workdir(embedded.get_config(), old_run, write=False)
+
+
+def test_a_field_that_is_no_more_is_ignored(old_run, monkeypatch):
+  path = old_run / "config.json"
+  plain = json.loads(path.read_text())
+  plain["model"]["gate"] = [1, 2]
+  path.write_text(json.dumps(plain))
+  warned = []
+  monkeypatch.setattr(
+    config_lib.logging, "warning", lambda *text: warned.append(text)
+  )
+  config = embedded.get_config()
+  config_lib.claim_workdir(config, old_run, write=False)
+  ((text, *arguments),) = warned
+  assert "model.gate=[1, 2]" in text % tuple(arguments)
+  # The checkpoints of that run have this digest.
+  assert config_lib.model_digest(config, old_run) != RECORDED_DIGEST
+  assert "gate" not in config_lib.from_dict(plain).model
+
+
+def test_a_recorded_config_lacks_nothing(old_run, set_defaults):
+  set_defaults(model_gate=(1, 2))
+  config = config_lib.from_dict(config_lib.read_recorded(old_run))
+  assert config.model.gate == (1, 2)
+  assert config.model.channel_mult == (1, 2)
+  assert config.optim.learning_rate == 2e-3
 
 
 def test_a_broken_record_is_named(tmp_path):

@@ -42,7 +42,7 @@ def import_checkpoint(config, workdir, source):
   checkpoints.save(
     state,
     {
-      "config": config_lib.digest(config_lib.identity(config)),
+      "config": config_lib.model_digest(config, workdir),
       "preprocessing": "",
       "imported_from": str(source),
     },

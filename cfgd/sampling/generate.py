@@ -1,6 +1,5 @@
 """Fill what is missing of a set of samples, then put it together."""
 
-import json
 import time
 
 from absl import logging
@@ -15,6 +14,7 @@ from cfgd import errors
 from cfgd import files
 from cfgd import networks
 from cfgd import preemption
+from cfgd import settings as settings_lib
 from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.sampling import configured
@@ -25,35 +25,45 @@ _GRID_COLUMNS = 10
 _GRID_ROWS = 4
 
 
-# Fields of `sampling` that say how many images, how fast, or from where.
+# Fields of a run that samples may differ in from its training: parameters are
+# float32 whatever they were trained in.
+_OF_SAMPLING_TOO = ("model.dtype",)
+# Fields that say how many images, or where checkpoints are.
 _NOT_SETTINGS = (
-  *("num_samples", "batch_size", "chunk_size", "checkpoint_step"),
-  *("second_dir", "second_step"),
+  *("sampling.num_samples", "sampling.checkpoint_step"),
+  *("sampling.second_dir", "sampling.second_step"),
 )
 
 
-def settings(config, step, second):
-  """Return what the samples depend on, number and batch layout apart.
+def settings(config, workdir, step, second):
+  """Return what the samples depend on, by field; their number apart.
 
   Args:
     config: ConfigDict.
+    workdir: folder of the model's run.
     step: of the model's checkpoint.
     second: of `second.find`.
   """
-  sampling = config_lib.to_dict(config)["sampling"]
+  sampling = settings_lib.of_sampling(config)
+  # Not described where it has no effect.
+  second = second if "sampling.second_dir" in sampling else None
   return {
-    "model": config_lib.digest(config_lib.identity(config)),
+    "model": config_lib.model_digest(config, workdir),
+    **{field: config_lib.get(config, field) for field in _OF_SAMPLING_TOO},
     "checkpoint_step": step,
     "second": second_lib.describe(second),
     **{k: v for k, v in sampling.items() if k not in _NOT_SETTINGS},
   }
 
 
-def folder_of(config, workdir, what):
+def folder_of(workdir, what):
   """Return where the samples of these `settings` live."""
+  sampler, guidance, steps, w = (
+    what[f"sampling.{name}"] for name in ("sampler", "guidance", "T", "w")
+  )
   name = (
-    f"{what['sampler']}_{what['guidance']}_T{what['T']}_w{what['w']:g}"
-    f"_step{what['checkpoint_step']}-{config_lib.digest(what)}"
+    f"{sampler}_{guidance}_T{steps}_w{w:g}_step{what['checkpoint_step']}"
+    f"-{settings_lib.digest(what)}"
   )
   return epath.Path(workdir) / "samples" / name
 
@@ -70,18 +80,22 @@ def generate(config, workdir):
     guided-diffusion's evaluator reads them. A PNG grid lies beside it.
 
   Raises:
-    errors.UserError: bad config, another run's workdir, no checkpoint.
+    errors.UserError: bad config, another run's workdir, no checkpoint, samples
+      there that were made with other defaults.
     errors.NonFiniteError: a sample is not finite.
     errors.Preempted: ended by a signal, after a chunk.
   """
   validation.validate(config, num_devices=jax.device_count())
   validation.validate_generation(config)
   step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
-  # Parameters are float32 whatever they were trained in.
-  config_lib.claim_workdir(config, workdir, write=False, but=("model.dtype",))
+  config_lib.claim_workdir(config, workdir, write=False, but=_OF_SAMPLING_TOO)
+  settings_lib.warn_of_unused(config)
   second = second_lib.find(config, workdir)
-  what = settings(config, step, second)
-  folder = folder_of(config, workdir, what)
+  what = settings(config, workdir, step, second)
+  folder = folder_of(workdir, what)
+  settings_lib.claim(
+    folder / "settings.json", what, write=distributed.is_lead()
+  )
   number = config.sampling.num_samples
   result = folder / f"samples_{number}.npz"
   if result.exists():
@@ -99,7 +113,7 @@ def generate(config, workdir):
       _fill(config, draw, folder, chunks)
   distributed.barrier("samples")
   if distributed.is_lead():
-    _assemble(folder, result, what, config)
+    _assemble(folder, result, config)
   distributed.barrier("samples assembled")
   return result
 
@@ -190,14 +204,11 @@ def _make_draw(config, workdir, step, second):
   return draw
 
 
-def _assemble(folder, result, what, config):
+def _assemble(folder, result, config):
   """Write grid.png and, last, the .npz of all chunks."""
   sampling = config.sampling
   images, labels = store.read(folder, sampling.num_samples, sampling.chunk_size)
   picture = image_ops.grid(images[: _GRID_COLUMNS * _GRID_ROWS], _GRID_COLUMNS)
   files.write_atomic(folder / "grid.png", image_ops.png(picture))
-  files.write_atomic(
-    folder / "settings.json", json.dumps(what, indent=2) + "\n"
-  )
   with files.open_atomic(result) as file:
     np.savez(file, images, labels)

@@ -31,7 +31,7 @@ def find(config, workdir):
   step = checkpoint.find_step(
     folder, config.sampling.second_step, field="sampling.second_step"
   )
-  theirs = config_lib.from_dict(config, recorded)
+  theirs = config_lib.from_dict(recorded)
   if theirs.task != task:
     raise errors.UserError(
       f"sampling.second_dir={folder}: a {theirs.task} network, where "
@@ -59,6 +59,6 @@ def describe(found):
   """Return what samples depend on of it, for their settings."""
   if found is None:
     return None
-  config, _, step = found
-  model = config_lib.digest(config_lib.identity(config))
+  config, folder, step = found
+  model = config_lib.model_digest(config, folder)
   return {"model": model, "checkpoint_step": step}

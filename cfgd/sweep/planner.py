@@ -123,7 +123,7 @@ def _second_share(config, own, one):
   if not folder:  # an earlier checkpoint of the model
     return _AS_MODEL
   try:
-    theirs = config_lib.from_dict(config, config_lib.read_recorded(folder))
+    theirs = config_lib.from_dict(config_lib.read_recorded(folder))
   except errors.UserError:  # not trained yet
     return own if kind == "classifier" and own else None
   return networks.forward_flop(theirs) / one

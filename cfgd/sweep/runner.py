@@ -13,6 +13,7 @@ from cfgd import errors
 from cfgd import files
 from cfgd import lease
 from cfgd import preemption
+from cfgd import settings
 from cfgd import validation
 from cfgd.data import sources
 from cfgd.metrics import evaluate
@@ -23,8 +24,14 @@ from cfgd.sweep import planner
 from cfgd.sweep import report
 from cfgd.training import loop
 
-# Fields of metrics that say where things are, not what.
-_PLACES = ("feature_dir", "cache_dir", "inception")
+# Before the fields of the classifier that a sweep trains.
+_OF_CLASSIFIER = "classifier."
+# Fields of metrics that change no number: where things are, and how images are
+# spread over calls and files.
+_NO_EFFECT = (
+  *("feature_dir", "cache_dir", "inception"),
+  *("batch_size", "inception_batch_size", "chunk_size"),
+)
 _POLL_SECONDS = 1.0
 _SAY_SECONDS = 60.0
 # Drawing the report takes about a second.
@@ -48,13 +55,15 @@ def sweep(config, workdir, *, shard=(1, 1)):
     Path of report.html.
 
   Raises:
-    errors.UserError: bad config, or a workdir made with another.
+    errors.UserError: bad config, or a workdir or cells made with another.
     errors.RunError: some cells failed; names them.
     errors.Preempted: ended by a signal.
   """
   workdir = epath.Path(workdir)
   cells = grid.shard(plan(config, workdir), *shard)
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
+  for cell in cells:
+    _claim(config, workdir, cell, write=False)
   if not config.metrics.feature_dir:
     config = config.copy_and_resolve_references()
     config.metrics.feature_dir = str(workdir / "feature_net")
@@ -133,6 +142,7 @@ def _attempt(config, workdir, cell, failed, untrained):
     )
     logging.info("Cell %s", cell.id)
     try:
+      _claim(config, workdir, cell, write=distributed.is_lead())
       _run(_at(config, workdir, cell), workdir, cell, folder, untrained)
     except (errors.Preempted, lease.Busy):
       raise
@@ -210,30 +220,53 @@ def _classifier_dir(workdir, cell):
   return epath.Path(workdir) / "runs" / f"classifier{cell.suffix}"
 
 
+def settings_of(config, workdir, cell):
+  """Return all that the numbers of a cell depend on, by field."""
+  at = _at(config, workdir, cell)
+  metrics = config_lib.flatten(config_lib.to_dict(at)["metrics"], "metrics.")
+  idle = {f"metrics.{name}" for name in _NO_EFFECT}
+  what = {
+    **_model_settings(at),
+    **settings.of_sampling(at),
+    **{k: v for k, v in metrics.items() if k not in idle},
+  }
+  own = str(_classifier_dir(workdir, cell))
+  if what.get("sampling.second_dir") == own:
+    # By what it is, wherever the sweep is.
+    del what["sampling.second_dir"]
+    classifier = _model_settings(config_lib.classifier_config(at))
+    what |= {_OF_CLASSIFIER + k: v for k, v in classifier.items()}
+  return what
+
+
+def _model_settings(config):
+  """Return what a trained model depends on, by field."""
+  fields = config_lib.flatten(config_lib.identity(config))
+  return fields | {"train.steps": config.train.steps}
+
+
+def _defaults():
+  """Return the defaults of `settings_of`."""
+  default = config_lib.defaults()
+  return default | {_OF_CLASSIFIER + k: v for k, v in default.items()}
+
+
 def folder_of(config, workdir, cell):
   """Return the folder of a cell's results.
 
-  Its name ends in a hash of all that the numbers depend on, so that a sweep
-  with other settings in the same workdir makes new cells.
+  Its name ends in a hash of `settings_of`, so that a sweep with other settings
+  in the same workdir makes new cells.
   """
-  cell_config = _at(config, workdir, cell)
-  at = config_lib.to_dict(cell_config)
-  what = {
-    "identity": config_lib.identity(cell_config),
-    "steps": at["train"]["steps"],
-    "sampling": at["sampling"],
-    "metrics": {k: v for k, v in at["metrics"].items() if k not in _PLACES},
-  }
-  own = config_lib.classifier_config(cell_config)
-  if own and at["sampling"]["second_dir"] == str(
-    _classifier_dir(workdir, cell)
-  ):
-    what["sampling"]["second_dir"] = {
-      "identity": config_lib.identity(own),
-      "steps": own.train.steps,
-    }
-  name = f"{cell.id}-{config_lib.digest(what)}"
+  what = settings_of(config, workdir, cell)
+  name = f"{cell.id}-{settings.digest(what, _defaults())}"
   return epath.Path(workdir) / "cells" / name
+
+
+def _claim(config, workdir, cell, *, write):
+  """Make sure that a cell's folder has the numbers of its settings."""
+  path = folder_of(config, workdir, cell) / "settings.json"
+  what = settings_of(config, workdir, cell)
+  settings.claim(path, what, _defaults(), write=write)
 
 
 def _train(config, run_dir, untrained):
@@ -265,7 +298,7 @@ def _run(config, workdir, cell, folder, untrained):
     measured = evaluate.evaluate(config, run_dir, samples)
   if not distributed.is_lead():
     return
-  settings = json.loads((samples.parent / "settings.json").read_text())
+  made_with = json.loads((samples.parent / "settings.json").read_text())
   result = {
     **_describe(cell),
     "guidance": config.sampling.guidance,
@@ -276,7 +309,7 @@ def _run(config, workdir, cell, folder, untrained):
     "training_seconds": round(trained - begin, 1),
     "machine": _machine(),
     "metrics": measured["metrics"],
-    "provenance": measured["provenance"] | settings,
+    "provenance": measured["provenance"] | made_with,
   }
   pictures = {
     "grid.png": samples.with_name("grid.png"),

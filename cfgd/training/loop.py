@@ -126,7 +126,7 @@ def _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease):
   """The training loop itself."""
   network, task = networks.build(config), tasks.TASKS[config.task]
   meta = {
-    "config": config_lib.digest(config_lib.identity(config)),
+    "config": config_lib.model_digest(config, workdir),
     "preprocessing": source.preprocessing,
   }
   state = _restore_or_start(config, network, workdir, source, checkpoints, meta)
@@ -242,8 +242,8 @@ def _weights_of(config, like):
   """
   origin = config.train.init_from
   step = checkpoint.find_step(origin, -1)
-  theirs = config_lib.read_recorded(origin)
-  if theirs["model"]["null_row"] or not config.model.null_row:
+  theirs = config_lib.from_dict(config_lib.read_recorded(origin))
+  if theirs.model.null_row or not config.model.null_row:
     return checkpoint.read_params(origin, step, like, "ema")
   table = like["label_emb"]["embedding"]
   without = like | {"label_emb": {"embedding": table[:-1]}}

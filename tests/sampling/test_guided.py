@@ -1,5 +1,7 @@
 """Every guidance through the compiled sampler, and networks that do not fit."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from cfgd import errors
 from cfgd import networks
 from cfgd import validation
 from cfgd.sampling import generate
+from cfgd.sampling import second
 from cfgd.training import state as state_lib
 from configs import imagenet64_classifier
 from tests import conftest
@@ -201,11 +204,27 @@ def test_generate_guides_by_a_trained_classifier(trained):
     paths.append(generate.generate(config, workdir))
   plain, guided = map(images_of, paths)
   assert (plain != guided).any()
+  shutil.rmtree(paths[0].parent)
   config.sampling.guidance = "none"
   config.sampling.w = 0.0
-  np.testing.assert_array_equal(
-    images_of(generate.generate(config, workdir)), plain
-  )
+  assert generate.generate(config, workdir) == paths[0]
+  np.testing.assert_array_equal(images_of(paths[0]), plain)
+
+
+def test_a_second_network_of_before_has_the_default_of_a_new_field(
+  trained, set_defaults
+):
+  config, workdir, classifier = trained
+  config = config.copy_and_resolve_references()
+  config.sampling.guidance = "classifier"
+  config.sampling.second_dir = str(classifier)
+  before = second.describe(second.find(config, workdir))
+  set_defaults(model_gate=0)
+  with config.unlocked():
+    config.model.gate = 1
+  found = second.find(config, workdir)
+  assert found[0].model.gate == 0
+  assert second.describe(found) == before
 
 
 def test_generate_guides_away_from_an_earlier_checkpoint(trained):

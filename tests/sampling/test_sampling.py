@@ -1,6 +1,8 @@
 """Samples: one compilation, image i from (seed, i), chunks that survive."""
 
+import json
 import os
+import shutil
 import signal
 
 import jax
@@ -13,10 +15,12 @@ from cfgd import diffusion
 from cfgd import distributed
 from cfgd import errors
 from cfgd import preemption
+from cfgd import settings
 from cfgd.sampling import generate
 from cfgd.sampling import sampler
 from cfgd.sampling import store
 from cfgd.training import loop
+from tests import conftest
 
 RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
 
@@ -150,8 +154,6 @@ def test_store_is_filled_by_chunks(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  from tests import conftest
-
   config = conftest.make_tiny()
   workdir = tmp_path_factory.mktemp("trained")
   loop.train(config, workdir)
@@ -273,6 +275,64 @@ def test_broken_weights_end_the_run_and_leave_no_samples(
   with pytest.raises(errors.NonFiniteError, match=r"first: image 0.*w=0.3"):
     generate.generate(config, trained[1])
   step = checkpoint.find_step(trained[1], -1)
-  what = generate.settings(config, step, None)
-  folder = generate.folder_of(config, trained[1], what)
-  assert not folder.exists()
+  what = generate.settings(config, trained[1], step, None)
+  folder = generate.folder_of(trained[1], what)
+  assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+def test_fields_without_effect_name_no_folder(config, trained, monkeypatch):
+  config.sampling.sampler = "ddim"
+  path = generate.generate(config, trained[1])
+  lines = []
+  monkeypatch.setattr(
+    settings.logging,
+    "warning",
+    lambda text, *arguments: lines.append(text % arguments),
+  )
+  monkeypatch.setattr(generate, "_make_draw", None)
+  config.sampling.v, config.sampling.quantile = 0.7, 0.9
+  assert generate.generate(config, trained[1]) == path
+  assert len(lines) == 1
+  assert "sampling.v=0.7 has no effect with sampling.sampler='ddim'" in lines[0]
+  recorded = json.loads((path.parent / "settings.json").read_text())
+  assert not {"sampling.v", "sampling.quantile"} & set(recorded)
+
+
+def test_no_guidance_and_guidance_of_no_strength_share(config, trained):
+  config.sampling.w = 0.0
+  path = generate.generate(config, trained[1])
+  images, _ = images_of(path)
+  shutil.rmtree(path.parent)
+  config.sampling.guidance = "none"
+  assert generate.generate(config, trained[1]) == path
+  np.testing.assert_array_equal(images_of(path)[0], images)
+
+
+def test_samples_of_other_defaults_are_refused(trained, tmp_path, set_defaults):
+  workdir = tmp_path / "run"
+  shutil.copytree(trained[1], workdir)
+  config = conftest.make_tiny()
+  generate.generate(config, workdir)
+  set_defaults(sampling_v=0.2)
+  with pytest.raises(errors.UserError, match=r"v: 0\.3 there, 0\.2 now"):
+    generate.generate(conftest.make_tiny(), workdir)
+
+
+def test_a_run_goes_on_when_fields_are_added(trained, tmp_path, set_defaults):
+  workdir = tmp_path / "run"
+  shutil.copytree(trained[1], workdir)
+  path = generate.generate(conftest.make_tiny(), workdir)
+  set_defaults(data_tint=0.0, model_gate=(1,), train_push="", sampling_spice=1)
+  config = conftest.make_tiny()
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(generate, "_make_draw", None)
+    assert generate.generate(config, workdir) == path
+  config.train.steps = 3
+  loop.train(config, workdir)
+  metas = {found.step: found.meta for found in checkpoint.inspect(workdir)}
+  assert metas[3] == metas[2]
+  assert generate.generate(config, workdir) != path  # of another step
+
+  config.model.gate = (2,)
+  with pytest.raises(errors.UserError, match=r"gate: \[1\] there by default"):
+    generate.generate(config, workdir)

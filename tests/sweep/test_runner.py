@@ -226,14 +226,60 @@ def test_other_settings_are_other_cells(swept):
   assert runner.folder_of(config, workdir, cell) != folder
 
 
+def test_what_has_no_effect_names_no_cell(swept, set_defaults):
+  workdir, _ = swept
+  config = small_sweep()
+  unguided, guided, *_ = grid.cells(config.sweep.grids, config.sampling)
+  assert (unguided.w, guided.w) == (0.0, 0.5)
+
+  def folders():
+    return [
+      runner.folder_of(config, workdir, cell) for cell in (unguided, guided)
+    ]
+
+  before = folders()
+  config.sampling.quantile = 0.9
+  config.sampling.batch_size = config.metrics.batch_size = 5
+  assert folders() == before
+  config.sampling.interval = (-2.0, 3.0)
+  assert [a == b for a, b in zip(folders(), before, strict=True)] == [
+    *(True, False),
+  ]
+  set_defaults(optim_shift=0.0, sampling_spice=0.0, metrics_more=1)
+  config = small_sweep()
+  assert folders() == before
+  config.metrics.more = 2
+  assert folders() != before
+
+
+def test_a_sweep_goes_on_when_fields_are_added(
+  swept, set_defaults, monkeypatch
+):
+  workdir, _ = swept
+  set_defaults(data_tint=0.0, sampling_spice=0.0, metrics_more=1)
+  monkeypatch.setattr(runner, "_run", None)
+  runner.sweep(small_sweep(), workdir)
+
+
+def test_cells_of_other_defaults_are_refused(swept, set_defaults):
+  workdir, _ = swept
+  set_defaults(metrics_neighbours=4)
+  with pytest.raises(
+    errors.UserError, match=r"metrics\.neighbours: 3 there, 4 now.*delete"
+  ):
+    runner.sweep(small_sweep(), workdir)
+
+
 def test_a_classifier_that_trains_longer_is_another(tmp_path):
   config = small_sweep()
   config.sampling.guidance = "classifier"
   config.sweep.classifier = {"task": "classifier", "train": {"steps": 3}}
-  (cell, *_) = grid.cells(config.sweep.grids, config.sampling)
-  folder = runner.folder_of(config, tmp_path, cell)
+  unguided, guided, *_ = grid.cells(config.sweep.grids, config.sampling)
+  before = runner.folder_of(config, tmp_path, guided)
+  alone = runner.folder_of(config, tmp_path, unguided)
   config.sweep.classifier.train.steps = 4
-  assert runner.folder_of(config, tmp_path, cell) != folder
+  assert runner.folder_of(config, tmp_path, guided) != before
+  assert runner.folder_of(config, tmp_path, unguided) == alone
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
@@ -266,12 +312,22 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
     ("guidance", (1.0,), "must be a str"),
     ("strength", (1.0,), "no such axis"),
     ("T", (2.5,), "must be an integer"),
+    ("quantile", (0.9,), "no effect in any cell.*with sampling.threshold='c"),
+    ("classifier_w", (1.0,), "no effect in any cell"),
   ):
     config = small_sweep()
     with config.ignore_type(), config.unlocked():
       config.sweep.grids.main[field] = value
     with pytest.raises(errors.UserError, match=rf"main\.{field}=.*{words}"):
       runner.sweep(config, tmp_path)
+  config = small_sweep()
+  with config.unlocked():
+    config.sweep.grids.main.w = (0.0,)
+    config.sweep.grids.main.interval = ((), (-2.0, 3.0))
+  with pytest.raises(
+    errors.UserError, match=r"main\.interval=\(-2.0, 3.0\).*sampling\.w=0"
+  ):
+    runner.sweep(config, tmp_path)
   config.sweep.grids = {}
   with pytest.raises(errors.UserError, match="at least one grid"):
     runner.sweep(config, tmp_path)
