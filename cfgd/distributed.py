@@ -1,6 +1,7 @@
 """Processes and devices: who am I, how is a batch split, wait for all."""
 
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -14,6 +15,8 @@ from cfgd import errors
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # By which JAX is more patient than `peers`, whose line is to come first.
 _LATER = 30
+# Messages are filled up to a multiple of this, for fewer compilations.
+_MESSAGE_BYTES = 4096
 
 
 def initialize(*, join_seconds, peer_seconds):
@@ -193,6 +196,52 @@ def agree(value):
   if jax.process_count() == 1:
     return value
   return type(value)(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def by_lead(work):
+  """Return what the first process makes of work(), in all processes.
+
+  For work on results that one process does for all, on its own devices. Where
+  it fails there, the others do not wait for it but raise the same error.
+
+  Args:
+    work: function without arguments whose value JSON can hold. No other process
+      takes part in it, so it must not wait for one.
+
+  Returns:
+    The value.
+
+  Raises:
+    errors.UserError, errors.RunError: as work() did.
+    RuntimeError: work() raised another error, as the first process itself does.
+  """
+  if jax.process_count() == 1:
+    return work()
+  told = {}
+  if is_lead():
+    try:
+      told = {"value": work()}
+    except Exception as error:
+      _tell({"error": type(error).__name__, "message": str(error)})
+      raise
+  told = _tell(told)
+  if "error" not in told:
+    return told["value"]
+  kind = getattr(errors, told["error"], None)
+  if kind is None:
+    raise RuntimeError(f"process 0: {told['error']}: {told['message']}")
+  raise kind(told["message"])
+
+
+def _tell(value):
+  """Return the first process's value, which JSON can hold, in all processes."""
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  length = agree(len(data))
+  buffer = np.zeros(-(-length // _MESSAGE_BYTES) * _MESSAGE_BYTES, np.uint8)
+  if is_lead():
+    buffer[:length] = data
+  buffer = multihost_utils.broadcast_one_to_all(buffer)
+  return json.loads(np.asarray(buffer)[:length].tobytes())
 
 
 def split(tree, num_devices):

@@ -89,8 +89,9 @@ def ensure(
   path = epath.Path(folder) / config_lib.digest(arguments) / "feature_net.npz"
   if not distributed.agree(path.exists()):
     params = _train(network, train, arguments)
-    _save(path, network, params, held_out, arguments)
-  distributed.barrier("feature network")
+    distributed.by_lead(
+      lambda: _save(path, network, params, held_out, arguments)
+    )
   data = path.read_bytes()
   with np.load(io.BytesIO(data)) as arrays:
     params = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
@@ -166,8 +167,6 @@ def _save(path, network, params, held_out, arguments):
     dead,
     features.shape[1],
   )
-  if not distributed.is_lead():
-    return
   about = arguments | {
     "heldout_accuracy": float(accuracy),
     "dead_features": dead,

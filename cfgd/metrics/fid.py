@@ -56,25 +56,73 @@ def evaluate(config, samples, reference, preprocessing=""):
     wanted["preprocessing"] = preprocessing
   network, reference = prepare(config, reference, wanted)
   result, about = _plan(config, images, network, reference)
-  if result.exists():
-    recorded = json.loads(result.read_text())
-    if recorded["provenance"] == about:
-      logging.info("Metrics are there: %s", result)
-      return recorded
-  folder = _scratch(result, about)
-  collected = _collect(config, network, images, len(images), folder)
-  report = {
-    "protocol": config.metrics.protocol,
-    "metrics": _score(config.metrics, collected, reference),
-    "num_samples": len(images),
-    "provenance": about,
-  }
-  if distributed.is_lead():
-    files.write_atomic(result, json.dumps(report, indent=2) + "\n")
-    folder.rmtree(missing_ok=True)
-  distributed.barrier("metrics")
+  report = _score_once(
+    config,
+    images,
+    network,
+    reference,
+    result,
+    {"protocol": config.metrics.protocol, "provenance": about},
+  )
   logging.info("%s", line(report))
   return report
+
+
+def _score_once(config, images, network, reference, path, about):
+  """Return the report at a path, scored and written if it is not of `about`."""
+
+  def recorded():
+    report = json.loads(path.read_text()) if path.exists() else {}
+    return report if report.items() >= about.items() else None
+
+  report = distributed.by_lead(recorded)
+  if report:
+    logging.info("Metrics are there: %s", path)
+    return report
+  folder = _scratch(path, about)
+  collected = _collect(config, network, images, len(images), folder)
+
+  def finish():
+    report = about | {
+      "metrics": _score(config.metrics, collected, reference),
+      "num_samples": len(images),
+    }
+    files.write_atomic(path, json.dumps(report, indent=2) + "\n")
+    folder.rmtree(missing_ok=True)
+    return report
+
+  return distributed.by_lead(finish)
+
+
+def held_out(config, reference, preprocessing, source, path):
+  """Score real images that no network has seen, as if they were samples.
+
+  Args:
+    config: see `evaluate`.
+    reference: see `evaluate`.
+    preprocessing: see `evaluate`.
+    source: of the images, see `data.sources`.
+    path: of the result; one that is there is kept if it is of the same images,
+      network and reference.
+
+  Returns:
+    Dict with "metrics", "num_samples" and "about"; None where there are fewer
+    than metrics.min_images. See `evaluate.held_out`.
+  """
+  metrics = config.metrics
+  count = min(config.sampling.num_samples, len(source))
+  least = max(metrics.min_images, metrics.num_splits, metrics.neighbours + 1)
+  if count < least or source.image_shape[2] != 3:
+    return None
+  chosen = image_sets.draw(len(source), count)
+  images = image_sets.SourceImages(source, chosen)
+  wanted = {"image_size": list(images.shape[:2])}
+  if preprocessing:
+    wanted["preprocessing"] = preprocessing
+  network, reference = prepare(config, reference, wanted)
+  about = {"images": images.fingerprint}
+  about |= _how(metrics, images, network, reference)
+  return _score_once(config, images, network, reference, path, {"about": about})
 
 
 def evaluate_blocks(config, samples, reference):
@@ -119,15 +167,20 @@ def _plan(config, images, network, reference):
   metrics = config.metrics
   path = epath.Path(images.name)
   stem = path.name.removesuffix(".npz")
-  about = {
-    "samples_sha256": images.fingerprint,
+  about = {"samples_sha256": images.fingerprint}
+  about |= _how(metrics, images, network, reference)
+  return path.with_name(f"{stem}.{metrics.protocol}.metrics.json"), about
+
+
+def _how(metrics, images, network, reference):
+  """Return what the scores of images depend on besides them."""
+  return {
     "feature_network": network.name,
     "protocol": metrics.protocol,
     "reference": reference.about,
     **splits.about(_edges(metrics, len(images))),
     "neighbours": metrics.neighbours,
   }
-  return path.with_name(f"{stem}.{metrics.protocol}.metrics.json"), about
 
 
 def _edges(metrics, count):
@@ -315,10 +368,12 @@ def _about(config, network, images):
 def _make(config, network, images, about, path):
   folder = path.with_name(path.name.removesuffix(".npz") + ".part")
   collected = _collect(config, network, images, about["features"], folder)
-  if distributed.is_lead():
+
+  def finish():
     references.write(path, references.from_collected(collected, about))
     folder.rmtree(missing_ok=True)
-  distributed.barrier("reference")
+
+  distributed.by_lead(finish)
   logging.info("Statistics of %d images: %s", len(images), path)
 
 

@@ -285,15 +285,33 @@ def _decode(path):
 
 
 class SourceImages:
-  """Images of a data set, see `data.sources`."""
+  """Images of a data set, see `data.sources`, or some of them."""
 
-  def __init__(self, source):
+  def __init__(self, source, chosen=None):
+    """Read nothing yet.
+
+    Args:
+      source: see `data.sources`.
+      chosen: [n] indices of the images; None: all.
+    """
     self._source = source
+    self._chosen = np.arange(len(source)) if chosen is None else chosen
     self.name = self.fingerprint = self.preprocessing = source.preprocessing
     self.shape = source.image_shape
 
   def __len__(self):
-    return len(self._source)
+    return len(self._chosen)
 
   def __getitem__(self, rows):
-    return self._source.read(np.arange(len(self))[rows])["image"]
+    return self._source.read(self._chosen[rows])["image"]
+
+
+def draw(count, number):
+  """Return `number` of `count` indices, always the same ones, in order.
+
+  Args:
+    count: of what there is.
+    number: all are returned where it is not below count.
+  """
+  order = np.random.default_rng(0).permutation(count)
+  return np.sort(order[:number])

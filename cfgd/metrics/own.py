@@ -51,13 +51,13 @@ def evaluate(config, workdir, samples):
   samples = epath.Path(samples)
   images = _open(config, samples)
   real = reference(config, workdir)
+  return distributed.by_lead(lambda: _evaluate(config, samples, images, real))
+
+
+def _evaluate(config, samples, images, real):
   provenance = {
     "samples_sha256": images.fingerprint,
-    "feature_network": real.name,
-    "reference": real.train.preprocessing,
-    **splits.about(_edges(config.metrics, len(images))),
-    "neighbours": config.metrics.neighbours,
-    "reference_features": len(real.rows),
+    **_how(config, real, len(images)),
   }
   stem = samples.name.removesuffix(".npz")
   result = samples.with_name(f"{stem}.metrics.json")
@@ -78,22 +78,65 @@ def evaluate(config, workdir, samples):
     "num_samples": len(images),
     "provenance": provenance,
   }
-  if distributed.is_lead():
-    rows = [images[:_SHOWN]]
-    for part, (index, _) in zip(
-      (real.train, real.held_out), found, strict=True
-    ):
-      rows += [part[i : i + 1] for i in index[:_SHOWN]]
-    picture = image_ops.grid(np.concatenate(rows), len(rows[0]))
-    files.write_atomic(
-      samples.with_name(f"{stem}.neighbours.png"), image_ops.png(picture)
-    )
-    files.write_atomic(result, json.dumps(report, indent=2) + "\n")
+  rows = [images[:_SHOWN]]
+  for part, (index, _) in zip((real.train, real.held_out), found, strict=True):
+    rows += [part[i : i + 1] for i in index[:_SHOWN]]
+  picture = image_ops.grid(np.concatenate(rows), len(rows[0]))
+  files.write_atomic(
+    samples.with_name(f"{stem}.neighbours.png"), image_ops.png(picture)
+  )
+  files.write_atomic(result, json.dumps(report, indent=2) + "\n")
   logging.info(
     "%s (IS splits: %d)",
     ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
     provenance["num_splits"],
   )
+  return report
+
+
+def _how(config, real, count):
+  """Return what the scores of `count` images depend on besides them."""
+  return {
+    "feature_network": real.name,
+    "reference": real.train.preprocessing,
+    **splits.about(_edges(config.metrics, count)),
+    "neighbours": config.metrics.neighbours,
+    "reference_features": real.kept,
+  }
+
+
+def held_out(config, workdir, path):
+  """Score real images that no network has seen, as if they were samples.
+
+  Args:
+    config: ConfigDict of configs/base.py's fields.
+    workdir: see `reference`.
+    path: of the result; one that is there is kept if it is of the same network.
+
+  Returns:
+    Dict with "metrics", "num_samples" and "about"; None where there are too few
+    such images. See `evaluate.held_out`.
+  """
+  real = reference(config, workdir)
+  count = min(config.sampling.num_samples, len(real.held_out))
+  if count < max(config.metrics.num_splits, config.metrics.neighbours + 1):
+    return None
+  about = _how(config, real, count) | real.about
+  return distributed.by_lead(
+    lambda: _held_out(config.metrics, real, count, about, path)
+  )
+
+
+def _held_out(metrics, real, count, about, path):
+  if path.exists():
+    recorded = json.loads(path.read_text())
+    if recorded["about"] == about:
+      return recorded
+  images = real.held_out[:][image_sets.draw(len(real.held_out), count)]
+  scored = _score(metrics, real, images)
+  del scored[f"fd_{real.label}_heldout"]  # of images against themselves
+  report = {"metrics": scored, "num_samples": count, "about": about}
+  files.write_atomic(path, json.dumps(report, indent=2) + "\n")
   return report
 
 
@@ -205,6 +248,11 @@ class Reference:
     """
     return self.about["feature_network"]
 
+  @property
+  def kept(self):
+    """Number of the training images that precision and recall are against."""
+    return min(self._keep, len(self.train))
+
   @functools.cached_property
   def _features(self):
     return self.extract(self.train)[0]
@@ -212,9 +260,7 @@ class Reference:
   @functools.cached_property
   def rows(self):
     """Features of a part of the training images, [K, F]."""
-    # Always the same part, in order.
-    order = np.random.default_rng(0).permutation(len(self.train))
-    return self._features[np.sort(order[: self._keep])]
+    return self._features[image_sets.draw(len(self.train), self._keep)]
 
   @functools.cached_property
   def radii(self):

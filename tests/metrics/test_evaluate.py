@@ -170,3 +170,61 @@ def test_a_part_of_the_training_images_is_enough(tiny, workdir, tmp_path):
   tiny.metrics.reference_features = 500
   reference = own.reference(tiny, workdir)
   assert len(reference.rows) == 500
+
+
+def test_held_out_images_are_scored_like_samples(tiny, tmp_path, workdir):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  tiny.sampling.num_samples = 2000  # more than there are
+  real = evaluate.held_out(tiny, tmp_path)
+  reference = own.reference(tiny, tmp_path)
+  images = reference.held_out[:]
+  assert real["num_samples"] == len(images) == 1000
+  as_samples = evaluate.evaluate(
+    tiny, workdir, save(tmp_path / "real.npz", images)
+  )["metrics"]
+  for name in ("copied", "fd_embedded_heldout"):  # with the images themselves
+    del as_samples[name]
+  assert real["metrics"] == pytest.approx(as_samples, rel=1e-9)
+  about = real["about"]
+  assert about.items() >= reference.about.items()
+  assert about["num_splits"] == 2
+
+
+def test_as_many_held_out_images_as_samples(tiny, tmp_path, workdir):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  tiny.sampling.num_samples = 200
+  real = evaluate.held_out(tiny, tmp_path)
+  assert real["num_samples"] == 200
+  tiny.sampling.num_samples = 3  # fewer than neighbours need
+  assert evaluate.held_out(tiny, tmp_path) is None
+
+
+def test_held_out_scores_are_kept(tiny, tmp_path, workdir, monkeypatch):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  evaluate.prepare(tiny, tmp_path)
+  (path,) = (tmp_path / "held_out").iterdir()
+  # Another process than the one that made them reads them, and needs no data.
+  monkeypatch.setattr(own, "reference", None)
+  real = evaluate.held_out(tiny, tmp_path)
+  assert real == json.loads(path.read_text())
+  # In several processes one must not begin what needs all.
+  path.unlink()
+  monkeypatch.setattr(evaluate.jax, "process_count", lambda: 2)
+  assert evaluate.held_out(tiny, tmp_path) is None
+
+
+def test_held_out_scores_of_another_network_are_made_anew(
+  tiny, tmp_path, workdir
+):
+  tiny.metrics.feature_dir = str(workdir / "feature_net")
+  evaluate.prepare(tiny, tmp_path)
+  (path,) = (tmp_path / "held_out").iterdir()
+  right = json.loads(path.read_text())
+  wrong = right | {"metrics": {}}
+  path.write_text(json.dumps(wrong))
+  evaluate.prepare(tiny, tmp_path)
+  assert json.loads(path.read_text()) == wrong  # it says that it fits
+  wrong["about"] = right["about"] | {"feature_network": "embedded-00000000"}
+  path.write_text(json.dumps(wrong))
+  evaluate.prepare(tiny, tmp_path)
+  assert json.loads(path.read_text()) == right

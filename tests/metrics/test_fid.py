@@ -381,6 +381,49 @@ def test_a_run_is_scored_against_its_data_set(config, samples, monkeypatch):
   assert report["metrics"]["fid50"] > 0
 
 
+@pytest.fixture
+def data_set(monkeypatch):
+  """Return {split: images} of a data set that is there until it is cleared."""
+  sets = {"train": draw(0, 70), "heldout": draw(9, 60)}
+
+  def load(name, split, **how):
+    if split not in sets:
+      raise errors.UserError("not there")
+    labels = np.zeros(len(sets[split]), np.int32)
+    return sources.Source(sets[split], labels, 10, f"set-{split}")
+
+  monkeypatch.setattr(sources, "load", load)
+  return sets
+
+
+def test_held_out_images_are_scored_like_samples(config, tmp_path, data_set):
+  config.metrics.feature_network = "inception"
+  config.sampling.num_samples = 30
+  evaluate.prepare(config, tmp_path)
+  chosen = image_sets.draw(60, 30)
+  assert len(set(chosen)) == 30
+  path = save(tmp_path / "x.npz", data_set["heldout"][chosen])
+  expected = evaluate.evaluate(config, tmp_path, path)
+  data_set.clear()  # what was made is read
+  real = evaluate.held_out(config, tmp_path)
+  assert real["num_samples"] == 30
+  assert real["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
+  assert {"fid30", "is30", "precision30"} <= set(real["metrics"])
+  assert real["about"]["images"] == "set-heldout"
+  assert not list(tmp_path.rglob("*.part"))
+
+
+def test_too_few_or_no_held_out_images_have_no_scores(
+  config, tmp_path, data_set
+):
+  config.metrics.feature_network = "inception"
+  data_set["heldout"] = draw(9, 19)
+  assert evaluate.held_out(config, tmp_path) is None
+  del data_set["heldout"]
+  assert evaluate.held_out(config, tmp_path) is None
+  assert not (tmp_path / "held_out").exists()
+
+
 def test_processes_share_the_chunks(config, samples, tmp_path, monkeypatch):
   images = image_sets.open_images(samples)
   arguments = {
