@@ -63,6 +63,7 @@ ALLOWED = {
   },
   "convert.guided_diffusion": {"diffusion"},
   "metrics.image_sets": {"sampling.store"},
+  "metrics.manifold": {"metrics.scores"},
   "metrics.splits": {"metrics.scores"},
   "metrics.references": {
     *("metrics.image_sets", "metrics.inception", "metrics.scores"),
@@ -119,13 +120,15 @@ ALLOWED = {
     "validation",
     *("config", "distributed", "convert.inception", "data.sources"),
     *("metrics.collect", "metrics.image_sets", "metrics.inception"),
-    *("metrics.references", "metrics.scores", "metrics.splits"),
+    *("metrics.manifold", "metrics.references", "metrics.scores"),
+    "metrics.splits",
   },
   "metrics.own": {
     "validation",
     *("config", "distributed", "data.images", "data.prepare", "data.sources"),
     *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
-    *("metrics.neighbours", "metrics.scores", "metrics.splits"),
+    *("metrics.manifold", "metrics.neighbours", "metrics.scores"),
+    "metrics.splits",
   },
   "metrics.evaluate": {
     *("config", "data.sources", "metrics.fid", "metrics.own"),

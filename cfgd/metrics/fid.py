@@ -17,6 +17,7 @@ from cfgd.data import sources
 from cfgd.metrics import collect
 from cfgd.metrics import image_sets
 from cfgd.metrics import inception
+from cfgd.metrics import manifold
 from cfgd.metrics import references
 from cfgd.metrics import scores
 from cfgd.metrics import splits
@@ -399,7 +400,7 @@ def _score(metrics, collected, reference):
       root_1=reference.spatial_root,
     )
   if reference.rows is not None:
-    values["precision"], values["recall"] = scores.precision_recall(
+    values["precision"], values["recall"] = manifold.precision_recall(
       reference.rows, collected.rows, metrics.neighbours
     )
     values["kid"] = scores.kernel_distance(reference.rows, collected.rows)

@@ -22,6 +22,7 @@ from cfgd.data import sources
 from cfgd.metrics import extract
 from cfgd.metrics import feature_training
 from cfgd.metrics import image_sets
+from cfgd.metrics import manifold
 from cfgd.metrics import neighbours
 from cfgd.metrics import scores
 from cfgd.metrics import splits
@@ -265,7 +266,7 @@ class Reference:
   @functools.cached_property
   def radii(self):
     """Squared distance of each row to its neighbour, for precision, [K]."""
-    return scores.neighbour_radii(self.rows, self._neighbour)
+    return manifold.neighbour_radii(self.rows, self._neighbour)
 
   @functools.cached_property
   def statistics(self):
@@ -290,7 +291,7 @@ def _edges(metrics, count):
 def _score(metrics, real, images):
   features, probabilities = real.extract(images)
   statistics = _statistics(features)
-  precision, recall = scores.precision_recall(
+  precision, recall = manifold.precision_recall(
     real.rows, features, metrics.neighbours, real_radii=real.radii
   )
   distance = functools.partial(scores.frechet_distance, *statistics)

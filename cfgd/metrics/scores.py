@@ -2,6 +2,7 @@
 
 Everything here is NumPy in float64: a float32 eigendecomposition moves the
 Frechet distance of 2048 features by tenths. Arrays of any float type are taken.
+`manifold` has precision and recall on the device, with the same results.
 """
 
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def add(moments: Moments, features: np.ndarray) -> Moments:
   Raises:
     ValueError: if a feature is not finite or D differs.
   """
-  features = _feature_rows("features", features)
+  features = feature_rows("features", features)
   if len(features) == 0:
     return moments
   mean = features.mean(axis=0)
@@ -271,17 +272,22 @@ def neighbour_radii(
   Raises:
     ValueError: if k is not from 1 to N - 1 or a feature is not finite.
   """
-  features = _feature_rows("features", features)
+  features = feature_rows("features", features)
+  check_neighbour(features, k)
+  radii = np.empty(len(features))
+  for block in _blocks(len(features), block_rows):
+    distances = squared_distances(features[block], features)
+    radii[block] = np.partition(distances, k, axis=1)[:, k]
+  return radii
+
+
+def check_neighbour(features: np.ndarray, k: int) -> None:
+  """Raise ValueError if rows [N, D] have no k-th neighbour."""
   if not 1 <= k < len(features):
     raise ValueError(
       f"k={k}: must be from 1 to {len(features) - 1}, as there are "
       f"{len(features)} rows"
     )
-  radii = np.empty(len(features))
-  for block in _blocks(len(features), block_rows):
-    distances = _squared_distances(features[block], features)
-    radii[block] = np.partition(distances, k, axis=1)[:, k]
-  return radii
 
 
 def precision_recall(
@@ -312,14 +318,14 @@ def precision_recall(
   Raises:
     ValueError: if k does not fit, D differs or a feature is not finite.
   """
-  real, fake = _feature_pair(real, fake)
+  real, fake = feature_pair(real, fake)
   if real_radii is None:
     real_radii = neighbour_radii(real, k, block_rows)
   fake_radii = neighbour_radii(fake, k, block_rows)
   real_in = np.zeros(len(real), bool)
   fake_in = np.zeros(len(fake), bool)
   for block in _blocks(len(fake), block_rows):
-    distances = _squared_distances(fake[block], real)
+    distances = squared_distances(fake[block], real)
     fake_in[block] = (distances <= real_radii).any(axis=1)
     real_in |= (distances <= fake_radii[block, None]).any(axis=0)
   return float(fake_in.mean()), float(real_in.mean())
@@ -344,7 +350,7 @@ def kernel_distance(
   Raises:
     ValueError: if a set has one row, D differs or a feature is not finite.
   """
-  real, fake = _feature_pair(real, fake)
+  real, fake = feature_pair(real, fake)
   if min(len(real), len(fake)) < 2:
     raise ValueError(
       f"real, fake: {len(real)} and {len(fake)} rows; the unbiased estimate "
@@ -367,15 +373,21 @@ def _kernel_sum(a: np.ndarray, b: np.ndarray, block_rows: int) -> float:
   )
 
 
-def _squared_distances(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+def squared_distances(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
   """Return [B, N] squared distances of rows [B, D] to points [N, D]."""
   norms = np.square(rows).sum(axis=1)[:, None] + np.square(points).sum(axis=1)
   distances = norms - 2 * (rows @ points.T)
-  # The expanded square is off by up to about D eps norms. Less than that is a
-  # duplicate, whose distance has to be 0 for `<=` to see a radius of 0.
-  resolution = (rows.shape[1] + 4) * np.finfo(np.float64).eps
-  distances[distances <= resolution * norms] = 0.0
+  distances[distances <= resolution(rows.shape[1]) * norms] = 0.0
   return distances
+
+
+def resolution(dim: int) -> float:
+  """Return the part of |x|^2 + |y|^2 below which |x - y|^2 counts as 0.
+
+  The expanded square is off by up to about dim eps (|x|^2 + |y|^2). Less than
+  that is a duplicate, whose distance has to be 0 for `<=` to see a radius of 0.
+  """
+  return (dim + 4) * np.finfo(np.float64).eps
 
 
 def _exp_mutual_information(probs: np.ndarray) -> float:
@@ -398,7 +410,8 @@ def _blocks(count: int, block_rows: int) -> Iterator[slice]:
     yield slice(start, min(start + block_rows, count))
 
 
-def _feature_rows(name: str, features: np.ndarray) -> np.ndarray:
+def feature_rows(name: str, features: np.ndarray) -> np.ndarray:
+  """Return features [N, D] in float64, or raise ValueError naming them."""
   features = np.asarray(features, np.float64)
   if features.ndim != 2:
     raise ValueError(
@@ -414,11 +427,12 @@ def _feature_rows(name: str, features: np.ndarray) -> np.ndarray:
   return features
 
 
-def _feature_pair(
+def feature_pair(
   real: np.ndarray, fake: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  real = _feature_rows("real", real)
-  fake = _feature_rows("fake", fake)
+  """Return both sets in float64, or raise ValueError where they do not fit."""
+  real = feature_rows("real", real)
+  fake = feature_rows("fake", fake)
   if real.shape[1] != fake.shape[1]:
     raise ValueError(
       f"real, fake: {real.shape[1]} and {fake.shape[1]} features; "
