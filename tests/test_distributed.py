@@ -1,5 +1,6 @@
 """Who joins whom, and what is said when that does not work."""
 
+import json
 import os
 import pathlib
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from cfgd import distributed
@@ -141,3 +143,145 @@ def test_out_of_memory_names_what_to_lower():
     fail("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     fail("INTERNAL: something else")
+
+
+def run_two(program, *arguments):
+  """Run a program in two processes that join.
+
+  Returns:
+    [(exit code, lines of its output, its errors)].
+  """
+  with socket.socket() as server:
+    server.bind(("localhost", 0))
+    port = server.getsockname()[1]
+  together = {
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "JAX_NUM_PROCESSES": "2",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+  }
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", program, *arguments],
+      cwd=ROOT,
+      env=os.environ | together | {"JAX_PROCESS_ID": str(i)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    streams = [process.communicate(timeout=600) for process in processes]
+    return [
+      (
+        process.returncode,
+        [line for line in out.splitlines() if not line.startswith("[Gloo]")],
+        err,
+      )
+      for process, (out, err) in zip(processes, streams, strict=True)
+    ]
+  finally:
+    for process in processes:
+      process.kill()
+
+
+BY_LEAD = """
+import jax
+from cfgd import distributed, errors
+distributed.initialize(join_seconds=120, peer_seconds=100)
+called = []
+
+def work(value):
+  called.append(value)
+  if isinstance(value, Exception):
+    raise value
+  return value
+
+def attempt(value):
+  try:
+    return distributed.by_lead(lambda: work(value))
+  except Exception as error:
+    return f"{type(error).__name__}: {error}"
+
+found = [attempt(v) for v in (
+  {"fid": 0.1, "more": ["\u00e9" * 5000, None]},
+  errors.UserError("a.npz: bad"),
+  errors.NonFiniteError("not finite"),
+  KeyError("defect"),
+  None,
+)]
+print(len(found[0]["more"][0]), found[0]["fid"], found[1:], len(called))
+"""
+
+
+def test_the_others_get_what_the_first_process_made_or_its_error():
+  (code, lead, err), (other_code, other, other_err) = run_two(BY_LEAD)
+  assert (code, other_code) == (0, 0), err + other_err
+  told = "'UserError: a.npz: bad', 'NonFiniteError: not finite'"
+  assert lead == [f"5000 0.1 [{told}, \"KeyError: 'defect'\", None] 5"]
+  assert other == [
+    f"5000 0.1 [{told}, \"RuntimeError: process 0: KeyError: 'defect'\", "
+    "None] 0"
+  ]
+
+
+def test_one_process_needs_no_other():
+  with pytest.raises(KeyError, match="x"):
+    distributed.by_lead(lambda: {}["x"])
+  assert distributed.by_lead(lambda: 3) == 3
+
+
+SCORE = """
+import json, sys
+import jax
+import numpy as np
+from cfgd import distributed
+from cfgd.metrics import evaluate, feature_training, own, scores
+from tests import conftest
+distributed.initialize(join_seconds=120, peer_seconds=100)
+workdir, samples, others = sys.argv[1:]
+config = conftest.make_tiny()
+counted = []
+distance = scores.frechet_distance
+scores.frechet_distance = lambda *a, **k: counted.append(1) or distance(*a, **k)
+
+def untrained(network, source, arguments):
+  x = np.zeros((1, *source.image_shape), np.float32)
+  return jax.device_get(jax.jit(network.init)(jax.random.key(0), x)["params"])
+
+feature_training._train = untrained
+evaluate.prepare(config, workdir)
+report = evaluate.evaluate(config, workdir, samples)
+again = evaluate.evaluate(config, workdir, samples)
+real = evaluate.held_out(config, workdir)
+print(json.dumps([report, again, real, len(counted)]))
+
+def fail(*arguments, **more):
+  raise FloatingPointError("defect")
+
+own._score = fail
+try:
+  evaluate.evaluate(config, workdir, others)
+except Exception as error:
+  print(type(error).__name__)
+"""
+
+
+def test_one_process_scores_for_all(tmp_path):
+  paths = [str(tmp_path / name) for name in ("a.npz", "b.npz")]
+  for seed, path in enumerate(paths):
+    rng = np.random.default_rng(seed)
+    np.savez(path, rng.integers(0, 256, (50, 4, 4, 1), np.uint8))
+  ends = run_two(SCORE, str(tmp_path), *paths)
+  assert [code for code, _, _ in ends] == [0, 0], ends
+  (lead, lead_error), (other, other_error) = (out for _, out, _ in ends)
+  *scored, lead_count = json.loads(lead)
+  *same, other_count = json.loads(other)
+  assert scored == same
+  report, again, real = scored
+  assert report == again
+  assert report["metrics"]["fd_embedded"] > 0
+  assert "fd_embedded" in real["metrics"]
+  # Of samples and held-out images to training and to held-out images.
+  assert (lead_count, other_count) == (4, 0)
+  assert (lead_error, other_error) == ("FloatingPointError", "RuntimeError")
