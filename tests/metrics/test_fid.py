@@ -370,13 +370,15 @@ def test_names_tell_the_number_of_samples(count, suffix):
   assert fid.suffix(count) == suffix
 
 
-def test_a_run_is_scored_against_its_data_set(config, samples, monkeypatch):
+def test_a_run_is_scored_against_its_data_set(
+  config, samples, tmp_path, monkeypatch
+):
   images = draw(0, 70)
   source = sources.Source(images, np.zeros(70, np.int32), 10, "set-area4")
   monkeypatch.setattr(sources, "load", lambda *names, **how: source)
   config.metrics.feature_network = "inception"
-  evaluate.prepare(config, "unused")
-  report = evaluate.evaluate(config, "unused", samples)
+  evaluate.prepare(config, tmp_path)
+  report = evaluate.evaluate(config, tmp_path, samples)
   assert report["provenance"]["reference"]["preprocessing"] == "set-area4"
   assert report["metrics"]["fid50"] > 0
 

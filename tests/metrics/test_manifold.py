@@ -65,6 +65,22 @@ def test_results_are_those_of_float64(shift, scale):
   )
 
 
+def test_the_nearest_of_many_are_found_in_groups():
+  # 700 rows are more than the groups that are looked at hold.
+  assert 8 * manifold._GROUP < 700
+  features, _ = clouds()
+  features = np.sort(features, axis=0)  # neighbours share a group
+  rows = manifold._Rows(features, features.mean(axis=0), 1.0)
+  found, last = manifold._nearest(rows.arrays, rows.arrays, 8)
+  distances = scores.squared_distances(features, features)
+  expected = np.argsort(distances, axis=1, kind="stable")[:, :8]
+  np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+  eighth = np.sort(distances, axis=1)[:, 7]
+  assert (last <= eighth).all()
+  errors = np.asarray(rows.arrays[2])
+  assert (eighth - last <= 2 * (errors + errors.max())).all()
+
+
 def test_what_float32_cannot_tell_is_told_by_float64():
   # Fake rows within 1e-9 of the edge of a ball, on either side.
   axis = np.eye(8)
