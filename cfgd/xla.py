@@ -8,9 +8,6 @@ import jax
 
 # Measured in docs/performance.md, on two x86 cores.
 _CPU = {
-  # XLA's own weight gradients of convolutions at 32x32 are four times as fast
-  # as YNNPACK's; other products and sums stay with YNNPACK.
-  "--xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",
   # Barriers hold until code is generated, so that `settle` works.
   "--xla_disable_hlo_passes": "cse_barrier_expander",
 }

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgd import xla
+from cfgd.models import convolution
 
 # PyTorch's default for Conv2d and Linear, U(+-1/sqrt(fan_in)), which ADM keeps.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -39,6 +40,7 @@ def conv(features, size, name, dtype, zero=False):
     padding="SAME",
     dtype=dtype,
     precision=precision_of(dtype),
+    conv_general_dilated=convolution.general_dilated,
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )

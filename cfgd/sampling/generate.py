@@ -83,6 +83,7 @@ def generate(config, workdir):
     errors.UserError: bad config, another run's workdir, no checkpoint, samples
       there that were made with other defaults.
     errors.NonFiniteError: a sample is not finite.
+    errors.RunError: one image differs from place to place of a call.
     errors.Preempted: ended by a signal, after a chunk.
   """
   validation.validate(config, num_devices=jax.device_count())
@@ -190,6 +191,7 @@ def _make_draw(config, workdir, step, second):
   )
   params = distributed.replicate_locally(params)
   sample = configured.make_draw(config, params, second and second[0])
+  configured.check_places(config, second and second[0], sample)
 
   def draw(index, label):
     images, finite = sample(index, label)
