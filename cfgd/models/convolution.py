@@ -53,7 +53,7 @@ def _is_plain(x, kernel, strides, padding):
 
 
 def _with_products(convolve, precision):
-  """Return the convolution (x, kernel) -> y with `kernel_gradient` as its own."""
+  """Return the convolution (x, kernel) -> y, differentiated by products."""
 
   @jax.custom_vjp
   def plain(x, kernel):

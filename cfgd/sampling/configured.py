@@ -120,6 +120,6 @@ def _check_copies(images, per_device):
       f"to {apart.max():.0f} of 255, on {jax.local_device_count()} "
       f"{jax.devices()[0].platform} devices with sampling.batch_size="
       f"{per_device}: the compiler or a device computes wrongly, so these "
-      "samples are not written; unset XLA_FLAGS, or try another number of devices or "
-      "sampling.batch_size"
+      "samples are not written; unset XLA_FLAGS, or change the number of "
+      "devices or sampling.batch_size"
     )

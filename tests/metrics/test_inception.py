@@ -38,8 +38,8 @@ def arrays(golden):
     return dict(loaded)
 
 
-@pytest.fixture(scope="module")
-def params(arrays):
+def draw_params(arrays):
+  """Return Inception's parameters, drawn by the golden arrays' rule."""
   state = {}
   for name, shape, total in zip(
     *(arrays[f"param_{what}"] for what in ("names", "shapes", "sum")),
@@ -51,6 +51,11 @@ def params(arrays):
         state[name].sum(dtype=np.float64), total, rtol=1e-9, atol=1e-9
       )
   return inception_weights.convert(state, path="golden weights")
+
+
+@pytest.fixture(scope="module")
+def params(arrays):
+  return draw_params(arrays)
 
 
 def deviation(found, wanted):
