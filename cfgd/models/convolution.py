@@ -64,8 +64,8 @@ def _with_products(convolve, precision):
 
   def backward(residuals, g):
     x, kernel = residuals
-    (to_x,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)
-    return to_x, kernel_gradient(
+    turned = jnp.flip(kernel, axis=(0, 1)).swapaxes(2, 3)  # [k, k, O, I]
+    return convolve(g, turned), kernel_gradient(
       x, g, size=kernel.shape[0], precision=precision
     )
 
@@ -76,9 +76,6 @@ def _with_products(convolve, precision):
 def kernel_gradient(x, g, *, size, precision=None):
   """Return the gradient of a convolution with respect to its kernel.
 
-  One product over all pixels for each row of the kernel: x, moved by each of
-  the row's offsets and laid side by side, times g.
-
   Args:
     x: [B, H, W, I] input.
     g: [B, H, W, O] gradient of the output, of stride 1 and padding "SAME".
@@ -88,18 +85,40 @@ def kernel_gradient(x, g, *, size, precision=None):
   Returns:
     [k, k, I, O].
   """
-  _, height, width, channels = x.shape
+  if x.shape[-1] <= g.shape[-1]:
+    return _moved_products(x, g, size, precision)
+  # Moving g by an offset is moving x by its opposite, and fewer channels.
+  products = _moved_products(g, x, size, precision)
+  return jnp.flip(products, axis=(0, 1)).swapaxes(2, 3)
+
+
+def _moved_products(a, b, size, precision):
+  """Return sum over images and pixels of a, moved by each offset, times b.
+
+  One product over all pixels for each row of the kernel: a, moved by each of
+  the row's offsets and laid side by side, times b.
+
+  Args:
+    a: [B, H, W, C].
+    b: [B, H, W, D].
+    size: offsets along each side, odd; the middle one moves nothing.
+    precision: of the products.
+
+  Returns:
+    [size, size, C, D].
+  """
+  _, height, width, channels = a.shape
   pad = size // 2
   # Channels first: the products run along contiguous pixels.
-  x = jnp.pad(jnp.moveaxis(x, 3, 0), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-  g = g.reshape(-1, g.shape[-1])  # [BHW, O]
+  a = jnp.pad(jnp.moveaxis(a, 3, 0), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+  b = b.reshape(-1, b.shape[-1])  # [BHW, D]
 
   def row(i):
-    moved = [x[:, :, i : i + height, j : j + width] for j in range(size)]
+    moved = [a[:, :, i : i + height, j : j + width] for j in range(size)]
     # The barrier keeps XLA from gathering every pixel inside of the product.
     stacked = jax.lax.optimization_barrier(jnp.concatenate(moved))
-    stacked = stacked.reshape(size * channels, -1)  # [kI, BHW]
-    product = jnp.matmul(stacked, g, precision=precision)
+    stacked = stacked.reshape(size * channels, -1)  # [size C, BHW]
+    product = jnp.matmul(stacked, b, precision=precision)
     return product.reshape(size, channels, -1)
 
   return jnp.stack([row(i) for i in range(size)])
