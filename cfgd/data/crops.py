@@ -33,17 +33,20 @@ class RandomCrops:
   def __repr__(self):
     return f"RandomCrops({self.preprocessing}, {len(self)} images)"
 
-  def read(self, indices, draws):
+  def read(self, indices, draws=None):
     """Return a batch of crops.
 
     Args:
       indices: [n] of the images.
-      draws: [n, DRAWS] uniform in [0, 1).
+      draws: [n, DRAWS] uniform in [0, 1); by default the crops are of middling
+        size, out of the middle.
 
     Returns:
       {"image": [n, H, W, C] uint8, "label": [n] int32}.
     """
     whole, labels = self._source.read_whole(indices)
+    if draws is None:
+      draws = np.full((len(whole), DRAWS), 0.5)
     batch = np.empty((len(whole), *self.image_shape), np.uint8)
     for row, image in enumerate(whole):
       batch[row] = images.random_crop(image, self._size, draws[row])

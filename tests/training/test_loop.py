@@ -154,6 +154,13 @@ def test_a_classifier_trains_resumes_and_is_tried_on_held_out_images(
     generate.generate(tiny, tmp_path / "resumed")
 
 
+def test_a_diffusion_model_trains_on_random_crops(tiny, tmp_path):
+  tiny.data.random_crop = 0.8
+  tiny.train.steps = 1
+  loop.train(tiny, tmp_path)
+  assert checkpoint.find_step(tmp_path, -1) == 1
+
+
 def test_missing_checkpoints_are_named(tiny, tmp_path):
   with pytest.raises(errors.UserError, match="no checkpoint in"):
     checkpoint.find_step(tmp_path, -1)
