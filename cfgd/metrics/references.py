@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import zipfile
+import zlib
 
 from etils import epath
 import numpy as np
@@ -134,7 +135,10 @@ def _read(path, mtime):
       else:
         about = _foreign(path, has_images)
         form = "adm" if has_images or pairs[1] else "pytorch_fid"
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except (
+    *(ValueError, KeyError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),
+  ) as error:
     raise errors.UserError(
       f"{path}: not an .npz of statistics ({error})"
     ) from error

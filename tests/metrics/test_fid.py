@@ -288,6 +288,18 @@ def test_foreign_statistics(config, samples, tmp_path):
     fid.evaluate(config, samples, str(tmp_path / "half.npz"))
 
 
+@pytest.mark.parametrize("start", (60, 20_000))
+def test_damaged_compressed_statistics_are_refused(tmp_path, start):
+  path = tmp_path / "theirs.npz"
+  rows = np.random.default_rng(0).normal(size=(8, 2048))
+  np.savez_compressed(path, mu=rows[0], sigma=rows.T @ rows)
+  data = bytearray(path.read_bytes())
+  data[start : start + 300] = b"\xff" * 300
+  path.write_bytes(data)
+  with pytest.raises(errors.UserError, match=r"not an \.npz of statistics"):
+    references.read(path)
+
+
 @pytest.mark.parametrize("beside", [(), ("mu_s", "sigma_s"), ("arr_0",)])
 def test_statistics_of_another_protocol_are_refused(
   config, samples, tmp_path, beside
