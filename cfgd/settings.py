@@ -160,6 +160,7 @@ def of_sampling(config):
   """
   config = config.copy_and_resolve_references()
   config.sampling.guidance = effective_guidance(config.sampling)
+  config.sampling.interval = tuple(map(float, config.sampling.interval))
   idle = {*_LAYOUT, *unused(config)}
   plain = config_lib.to_dict(config)["sampling"]
   return {f"sampling.{k}": v for k, v in plain.items() if k not in idle}

@@ -185,3 +185,13 @@ def test_a_folder_of_other_defaults_is_refused(tmp_path, set_defaults):
     settings.claim(path, changed, write=True)
   assert "\n" not in str(caught.value)
   settings.claim(path, settings.of_sampling(at(w=1.0, v=0.3)), write=True)
+
+
+def test_an_interval_of_integers_is_that_of_floats():
+  config = embedded.get_config()
+  config.sampling.interval = (-1.0, 3.0)
+  as_floats = settings.of_sampling(config)
+  config.sampling.interval = (-1, 3)
+  assert settings.digest(settings.of_sampling(config)) == settings.digest(
+    as_floats
+  )

@@ -16,6 +16,7 @@ from cfgd import distributed
 from cfgd import errors
 from cfgd import preemption
 from cfgd import settings
+from cfgd.sampling import configured
 from cfgd.sampling import generate
 from cfgd.sampling import sampler
 from cfgd.sampling import store
@@ -336,3 +337,48 @@ def test_a_run_goes_on_when_fields_are_added(trained, tmp_path, set_defaults):
   config.model.gate = (2,)
   with pytest.raises(errors.UserError, match=r"gate: \[1\] there by default"):
     generate.generate(config, workdir)
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_a_device_that_computes_wrongly_writes_no_sample(
+  config, trained, monkeypatch, place
+):
+  """One place of a call is spoilt, as once by a compiler on two devices."""
+  sound = configured.make_sampler(config)
+  per_device = config.sampling.batch_size
+
+  def spoilt(*arguments):
+    images, finite = sound(*arguments)
+    images = np.array(images)
+    images[place // per_device, place % per_device, 0, 0] ^= 128
+    return images, finite
+
+  monkeypatch.setattr(configured, "make_sampler", lambda *_, **__: spoilt)
+  config.sampling.seed = 77 + place  # samples that nobody has made
+  before = set(trained[1].glob("samples/*/chunk_*"))
+  with pytest.raises(errors.RunError, match=r"1 of 8 copies.*batch_size=2"):
+    generate.generate(config, trained[1])
+  assert set(trained[1].glob("samples/*/chunk_*")) == before
+  monkeypatch.undo()
+  config.sampling.seed = 77 + place
+  generate.generate(config, trained[1])
+  assert set(trained[1].glob("samples/*/chunk_*")) > before
+
+
+def test_calls_that_are_not_full_are_checked_too(config, monkeypatch):
+  monkeypatch.setattr(
+    configured,
+    "make_sampler",
+    lambda *_, **__: (
+      lambda params, index, *_: (
+        np.where(np.arange(8) == 6, 200, 10)
+        .astype(np.uint8)
+        .reshape(4, 2, 1, 1, 1),
+        np.ones((4, 2), bool),
+      )
+    ),
+  )
+  draw = configured.make_draw(config, (None, None))
+  draw(np.arange(8), np.zeros(8, np.int32))  # eight images, none of them twice
+  with pytest.raises(errors.RunError, match="of 4 copies"):
+    draw(np.arange(5), np.zeros(5, np.int32))
