@@ -99,12 +99,9 @@ def gradient(batch):
   }
   rows = distributed.split(rows, jax.local_device_count())
   state, _ = step(state, rows, {"p_uncond": np.float32(0.1)})
-  return {
-    jax.tree_util.keystr(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      jax.device_get(state.opt_state[0].trace)
-    )
-  }
+  # As one: biases before a normalisation have no gradient but rounding.
+  leaves = jax.tree.leaves(jax.device_get(state.opt_state[0].trace))
+  return np.concatenate([leaf.ravel() for leaf in leaves])
 
 
 def features():
@@ -138,7 +135,7 @@ def main(out, wanted):
     if name == "sample":
       arrays[what] = sample(*numbers)
     elif name == "gradient":
-      arrays |= {f"{what}{k}": v for k, v in gradient(*numbers).items()}
+      arrays[what] = gradient(*numbers)
     else:
       compute = {"features": features, "inception": by_inception}[name]
       arrays |= {f"{what}_{i}": part for i, part in enumerate(compute())}
