@@ -28,10 +28,7 @@ flags.DEFINE_integer(
   "image_size", 0, "Pixels per side; needed where --dataset does not say it."
 )
 flags.DEFINE_integer(
-  "crop",
-  0,
-  "Side of the central square kept; 0: the shorter side.",
-  lower_bound=0,
+  "crop", 0, "Side of the central square; 0: the shorter side.", lower_bound=0
 )
 flags.DEFINE_float("random_crop", 0.0, "For training with data.random_crop.")
 flags.DEFINE_string(
