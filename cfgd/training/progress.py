@@ -73,7 +73,7 @@ class History:
   """
 
   def __init__(self, skipped_in_a_row=0):
-    """Start a window; a resumed run goes on counting what was skipped."""
+    """Start a window; after a resume the count of skipped steps continues."""
     self.skipped_in_a_row = skipped_in_a_row
     self._window = []
 

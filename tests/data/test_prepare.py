@@ -561,7 +561,7 @@ def test_files_are_read_again_only_where_they_may_have_changed(
   (tmp_path / "pets/dog/0.png").touch()
   load(source, data_dir, num_classes=2)
   assert len(opened) == 6
-  # Where nothing can be written, training goes on all the same.
+  # Where nothing can be written, training continues.
   shutil.rmtree(data_dir / "folder_contents")
   (data_dir / "folder_contents").write_text("in the way")
   load(source, data_dir, num_classes=2)
