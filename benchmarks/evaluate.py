@@ -33,8 +33,8 @@ import scipy.linalg
 from cfgd.convert import inception as inception_weights
 from cfgd.metrics import collect
 from cfgd.metrics import extract
-from cfgd.metrics import inception
 from cfgd.metrics import scores
+from cfgd.models import inception
 
 _GIB = 2**30
 

@@ -12,7 +12,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from cfgd import xla
+from cfgd.runtime import xla
 
 xla.set_options()
 

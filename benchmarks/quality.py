@@ -25,10 +25,10 @@ from etils import epath
 import jax
 
 from benchmarks import machine
-from cfgd import errors
-from cfgd import files
 from cfgd import validation
 from cfgd.metrics import evaluate
+from cfgd.runtime import errors
+from cfgd.runtime import files
 from cfgd.sampling import generate
 from cfgd.sweep import planner
 from cfgd.training import loop

@@ -14,8 +14,8 @@ import time
 import numpy as np
 
 from benchmarks import machine
-from cfgd import distributed
 from cfgd import networks
+from cfgd.runtime import distributed
 from cfgd.sampling import configured
 from cfgd.sampling import sampler as sampler_lib
 

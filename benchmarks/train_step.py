@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks import machine
 from cfgd import config as config_lib
-from cfgd import distributed
 from cfgd import networks
+from cfgd.runtime import distributed
 from cfgd.training import state as state_lib
 from cfgd.training import steps
 from cfgd.training import tasks

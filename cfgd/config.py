@@ -7,8 +7,8 @@ import math
 from absl import logging
 from etils import epath
 
-from cfgd import errors
-from cfgd import files
+from cfgd.runtime import errors
+from cfgd.runtime import files
 from configs import base
 
 # Fields that may change between two calls on one workdir. A new field may be

@@ -15,8 +15,8 @@ from absl import logging
 from etils import epath
 
 from cfgd import config as config_lib
-from cfgd import errors
-from cfgd import files
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 # Fields of `sampling` that only say how the images are spread over calls and
 # files.

@@ -10,9 +10,9 @@ import re
 
 from cfgd import config as config_lib
 from cfgd import diffusion
-from cfgd import errors
 from cfgd import settings
 from cfgd.data import images
+from cfgd.runtime import errors
 
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 TASKS = ("diffusion", "classifier")

@@ -258,8 +258,8 @@ def get_config():
         # Columns of the report that are drawn against each other.
         "distance": "fid",
         "score": "is",
-        # Table of the paper that the report has beside them, see
-        # cfgd/sweep/paper.py: table1_imagenet64, table2_imagenet128, '': none.
+        # The paper's table to show beside the results: table1_imagenet64 or
+        # table2_imagenet128; '': none.
         "paper": "",
         "title": "Classifier-free guidance",
         # Paragraphs under the title.

@@ -7,8 +7,8 @@ Reads every file of every checkpoint. Exit code 1 where one is damaged.
 
 from absl import flags
 
-from cfgd import checkpoint
-from cfgd import errors
+from cfgd.runtime import checkpoint
+from cfgd.runtime import errors
 from experiments import launcher
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")

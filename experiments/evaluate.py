@@ -21,9 +21,9 @@ import json
 
 from absl import flags
 
-from cfgd import errors
 from cfgd.metrics import evaluate
 from cfgd.metrics import fid
+from cfgd.runtime import errors
 from cfgd.sampling import generate
 from experiments import launcher
 

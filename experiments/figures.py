@@ -9,7 +9,7 @@ sweep.figures into DIR/figures and prints their paths.
 
 from absl import flags
 
-from cfgd.sweep import figures
+from cfgd.paper import figures
 from experiments import launcher
 
 _CONFIG = launcher.define_config("sweep_embedded.py")

@@ -11,7 +11,7 @@ import importlib
 
 from absl import flags
 
-from cfgd.convert import importer
+from cfgd.training import importer
 from experiments import launcher
 
 _MODEL = flags.DEFINE_enum(

@@ -11,11 +11,11 @@ from absl import logging
 import clu
 from ml_collections import config_flags
 
-from cfgd import distributed
-from cfgd import errors
-from cfgd import peers
-from cfgd import preemption
-from cfgd import xla
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import peers
+from cfgd.runtime import preemption
+from cfgd.runtime import xla
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Whose progress is shown: ours, and clu's reports. Not all of ROOT: it may hold

@@ -9,7 +9,7 @@ DIR/distances.json, and prints the table.
 
 from absl import flags
 
-from cfgd import toy
+from cfgd.paper import toy
 from experiments import launcher
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")

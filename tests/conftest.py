@@ -21,7 +21,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from cfgd import xla
+from cfgd.runtime import xla
 from configs import base
 from configs import sweep_embedded
 

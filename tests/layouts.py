@@ -20,13 +20,13 @@ import numpy as np
 import optax
 
 from cfgd import config as config_lib
-from cfgd import distributed
 from cfgd import networks
-from cfgd import xla
 from cfgd.data import sources
 from cfgd.metrics import extract
-from cfgd.metrics import inception
 from cfgd.models import feature_net
+from cfgd.models import inception
+from cfgd.runtime import distributed
+from cfgd.runtime import xla
 from cfgd.sampling import configured
 from cfgd.training import state as state_lib
 from cfgd.training import steps

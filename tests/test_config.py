@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from cfgd import config as config_lib
-from cfgd import errors
+from cfgd.runtime import errors
 from configs import adm_imagenet64_classifier
 from configs import base
 from configs import embedded

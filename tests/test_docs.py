@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cfgd import diffusion
-from cfgd.sweep import verdicts
+from cfgd.paper import verdicts
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from cfgd import errors
+from cfgd.runtime import errors
 from experiments import launcher
 from tests.data import imagenet_like
 

@@ -17,7 +17,7 @@ import pytest
 
 from cfgd import diffusion
 from cfgd import guidance
-from cfgd import toy
+from cfgd.paper import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
 RANGE = {"logsnr_min": -10.0, "logsnr_max": 10.0}

@@ -7,161 +7,35 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# What each module may import from the project. Anything not listed is
-# forbidden; errors and files may be imported by all.
-EVERYONE = {"errors", "files"}
-ALLOWED = {
-  "errors": set(),
-  "files": set(),
-  # L0
-  "manifest": set(),
-  "preemption": set(),
-  "xla": set(),
-  "peers": set(),
-  "pixels": set(),
+# What each folder, or module beside the folders, may import of the project,
+# from the bottom up. Modules of one folder may import each other.
+BELOW = {
+  "runtime": set(),
   "diffusion": set(),
-  "distributed": set(),
-  "config": set(),
-  "models.feature_net": set(),
-  "data.images": set(),
-  "data.crops": {"data.images"},
-  "data.embedded": set(),
-  "sampling.store": set(),
-  "metrics.scores": set(),
-  "metrics.inception": set(),
-  "metrics.neighbours": set(),
-  "sweep.grid": set(),
-  "sweep.paper": set(),
-  "sweep.verdicts": set(),
-  "sweep.seeds": set(),
-  # L1
-  "settings": {"config"},
-  "validation": {"config", "data.images", "diffusion", "settings"},
   "guidance": {"diffusion"},
-  "checkpoint": {"distributed", "manifest"},
-  "lease": {"distributed"},
-  "watchdog": {"peers"},
-  "models.convolution": set(),
-  "models.blocks": {"models.convolution", "xla"},
-  "models.unet": {"models.blocks"},
-  "models.classifier": {"models.blocks", "models.unet"},
-  "data.contents": {"data.images"},
-  "data.originals": {"data.contents", "data.images"},
-  "data.imagenet_archives": {"data.originals"},
-  "data.tfds_sets": {"data.images", "data.originals"},
-  "data.prepared": set(),
-  "data.catalog": {
-    *("data.images", "data.imagenet_archives", "data.originals"),
-    *("data.prepared", "data.tfds_sets"),
-  },
-  "data.prepare": {
-    *("data.catalog", "data.images", "data.prepared", "distributed"),
-  },
-  "data.sources": {
-    *("data.images", "data.crops", "data.embedded", "data.catalog"),
-  },
-  "data.pipeline": {
-    *("data.sources", "data.crops", "data.images", "distributed"),
-  },
-  "training.state": {"xla"},
-  "sweep.plots": {"sweep.paper"},
-  "sweep.claims": {"sweep.verdicts"},
-  "sweep.report": {
-    *("sweep.claims", "sweep.paper", "sweep.plots", "sweep.seeds"),
-    "sweep.verdicts",
-  },
-  "convert.guided_diffusion": {"diffusion"},
-  "metrics.contrast": {"sampling.store"},
-  "metrics.image_sets": {"data.images", "sampling.store"},
-  "metrics.manifold": {"metrics.scores"},
-  "metrics.splits": {"metrics.scores"},
-  "metrics.references": {
-    *("metrics.image_sets", "metrics.inception", "metrics.scores"),
-  },
-  # L2
-  "convert.inception": {"convert.guided_diffusion", "metrics.inception"},
-  "toy": {"diffusion"},
-  "parametrization": {"diffusion", "convert.guided_diffusion"},
-  "networks": {"config", "models.classifier", "models.unet"},
-  "training.losses": {"diffusion", "parametrization", "pixels"},
-  "training.steps": {"training.state"},
-  "training.progress": {"training.steps"},
-  "sampling.sampler": {"diffusion", "guidance", "parametrization", "pixels"},
-  "metrics.extract": {"distributed", "pixels"},
-  "metrics.collect": {
-    *("distributed", "metrics.extract", "metrics.image_sets"),
-    "metrics.scores",
-  },
-  # L3: fronts that meet through files only, and a builder for users of TFDS.
-  "data.imagenet": {
-    *("data.imagenet_archives", "data.images", "data.prepare"),
-    "data.prepared",
-  },
-  "convert.importer": {
-    "validation",
-    *("config", "checkpoint", "convert.guided_diffusion", "networks"),
-    "training.state",
-  },
-  "sampling.configured": {
-    *("config", "diffusion", "distributed", "networks", "sampling.sampler"),
-  },
-  "training.tasks": {
-    *("config", "distributed", "data.images", "data.sources"),
-    *("sampling.configured", "training.losses", "training.steps"),
-  },
-  "training.loop": {
-    "validation",
-    *("config", "checkpoint", "distributed", "networks"),
-    *("data.pipeline", "data.prepare", "data.sources"),
-    "convert.guided_diffusion",
-    *("lease", "preemption", "watchdog"),
-    *("training.progress", "training.state"),
-    *("training.steps", "training.tasks"),
-  },
-  "sampling.second": {"config", "checkpoint", "networks"},
-  "sampling.generate": {
-    *("settings", "validation"),
-    "sampling.second",
-    *("config", "checkpoint", "distributed", "preemption"),
-    *("data.images", "networks", "sampling.configured", "sampling.store"),
-  },
-  "metrics.feature_training": {
-    *("config", "distributed", "data.pipeline", "metrics.extract"),
-    *("models.feature_net", "pixels", "training.state", "training.steps"),
-  },
-  "metrics.fid": {
-    "validation",
-    *("config", "distributed", "convert.inception", "data.sources"),
-    *("metrics.collect", "metrics.image_sets", "metrics.inception"),
-    *("metrics.manifold", "metrics.references", "metrics.scores"),
-    "metrics.splits",
-  },
-  "metrics.own": {
-    "validation",
-    *("config", "distributed", "data.images", "data.prepare", "data.sources"),
-    *("metrics.extract", "metrics.feature_training", "metrics.image_sets"),
-    *("metrics.contrast", "metrics.manifold", "metrics.neighbours"),
-    *("metrics.scores", "metrics.splits"),
-  },
-  "metrics.evaluate": {
-    *("config", "data.sources", "metrics.fid", "metrics.own"),
-  },
-  # L4
-  "sweep.planner": {"sweep.grid", "config", "diffusion", "networks"},
-  "sweep.runner": {
-    *("settings", "validation"),
-    *("config", "distributed", "sweep.grid", "sweep.paper", "sweep.planner"),
-    *("data.sources", "sweep.report"),
-    *("lease", "preemption"),
-    *("training.loop", "sampling.generate", "metrics.evaluate"),
-  },
-  "sweep.figures": {
-    "validation",
-    *("config", "data.images", "distributed", "sampling.generate"),
-    "sweep.plots",
-  },
+  "data": {"runtime"},
+  "models": {"runtime", "diffusion", "convert"},
+  "convert": {"runtime", "models", "diffusion"},
+  "config": {"runtime"},
+  "settings": {"runtime", "config"},
+  "validation": {"runtime", "config", "diffusion", "settings", "data"},
+  "networks": {"config", "models"},
 }
-LAST_LIGHT_LEVEL = "metrics.collect"  # of L2
+_CORE = set(BELOW)
+BELOW |= {
+  "sampling": _CORE,
+  "training": _CORE | {"sampling"},
+  "metrics": _CORE | {"sampling", "training"},
+  "sweep": _CORE | {"sampling", "training", "metrics", "report", "paper"},
+  "report": _CORE | {"sampling", "training", "metrics", "sweep", "paper"},
+  "paper": _CORE | {"sampling", "training", "metrics", "sweep", "report"},
+}
+# Modules that take (config, workdir) and may need what training needs.
+FRONTS = {
+  *("training.loop", "training.tasks", "training.importer"),
+  *("sampling.generate", "metrics.evaluate", "metrics.fid", "metrics.own"),
+  *("metrics.feature_training", "data.imagenet"),
+}
 HEAVY = {"tensorflow", "torch", "tensorflow_datasets", "clu"}
 
 
@@ -190,26 +64,27 @@ def modules():
       yield name, path
 
 
+def folder_of(name):
+  return name.split(".")[0]
+
+
+def ours_in(path):
+  """Return the folders and modules of the project that a file imports."""
+  return {
+    module.removeprefix("cfgd.").split(".")[0]
+    for module in imports(path)
+    if module.startswith("cfgd.")
+  }
+
+
 def test_every_module_has_its_place():
-  assert {name for name, _ in modules()} == set(ALLOWED)
-
-
-def test_the_table_itself_points_down():
-  order = list(ALLOWED)
-  for name, below in ALLOWED.items():
-    for other in below:
-      assert order.index(other) < order.index(name), (name, other)
+  assert {folder_of(name) for name, _ in modules()} == set(BELOW)
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_imports_point_down(name, path):
-  ours = {
-    module.removeprefix("cfgd.")
-    for module in imports(path)
-    if module.startswith("cfgd.")
-  }
-  allowed = ALLOWED[name] | (EVERYONE if name not in EVERYONE else set())
-  assert ours <= allowed, f"{name} must not import {sorted(ours - allowed)}"
+  folder = folder_of(name)
+  assert ours_in(path) <= BELOW[folder] | {folder}
   outside = {
     module
     for module in imports(path)
@@ -221,8 +96,7 @@ def test_imports_point_down(name, path):
 
 @pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_below_the_fronts_nothing_is_heavy(name, path):
-  order = list(ALLOWED)
-  if order.index(name) <= order.index(LAST_LIGHT_LEVEL):
+  if name not in FRONTS and folder_of(name) not in {"sweep", "report", "paper"}:
     outside = {module.split(".")[0] for module in imports(path, lazy=False)}
     assert not outside & HEAVY
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cfgd import config as config_lib
-from cfgd import errors
 from cfgd import settings
+from cfgd.runtime import errors
 from configs import embedded
 from tests.sampling import test_guided
 from tests.sampling import test_sampling as common

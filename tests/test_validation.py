@@ -6,9 +6,9 @@ import math
 import jax
 import pytest
 
-from cfgd import errors
 from cfgd import networks
 from cfgd import validation
+from cfgd.runtime import errors
 from configs import embedded
 from tests import test_config
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfgd import diffusion
-from cfgd import errors
+from cfgd.runtime import errors
 
 _NUM_TIMESTEPS = 1000
 

@@ -14,10 +14,10 @@ from etils import epath
 from flax import traverse_util
 import numpy as np
 
-from cfgd import errors
-from cfgd import files
 from cfgd.convert import guided_diffusion
-from cfgd.metrics import inception
+from cfgd.models import inception
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -7,12 +7,12 @@ import os
 import re
 import shlex
 
-from cfgd import errors
 from cfgd.data import imagenet_archives
 from cfgd.data import images
 from cfgd.data import originals
 from cfgd.data import prepared
 from cfgd.data import tfds_sets
+from cfgd.runtime import errors
 
 _IMAGENET = re.compile(r"imagenet([1-9]\d*)")
 _FINDERS = {"idx": originals.find_idx}

@@ -18,8 +18,8 @@ from absl import logging
 from etils import epath
 import numpy as np
 
-from cfgd import files
 from cfgd.data import images
+from cfgd.runtime import files
 
 _THREADS = 8
 _FILES_AT_ONCE = 4096

@@ -16,9 +16,9 @@ import time
 from absl import logging
 from etils import epath
 
-from cfgd import errors
-from cfgd import files
 from cfgd.data import originals
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 # Bytes, md5 and number of images, by part of the data.
 OFFICIAL = {

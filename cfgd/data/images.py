@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageColor
 
-from cfgd import errors
+from cfgd.runtime import errors
 
 WHITE = (255, 255, 255)
 _JPEG = b"\xff\xd8"

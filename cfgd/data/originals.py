@@ -17,9 +17,9 @@ from absl import logging
 from etils import epath
 import numpy as np
 
-from cfgd import errors
 from cfgd.data import contents
 from cfgd.data import images
+from cfgd.runtime import errors
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 _PARTS = {

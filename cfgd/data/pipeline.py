@@ -13,9 +13,9 @@ import grain
 import jax
 import numpy as np
 
-from cfgd import distributed
 from cfgd.data import crops
 from cfgd.data import images
+from cfgd.runtime import distributed
 
 _CROPS = 1  # a stream of random numbers beside that of order and flips
 

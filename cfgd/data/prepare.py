@@ -20,12 +20,12 @@ from absl import logging
 import cv2
 import numpy as np
 
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
 from cfgd.data import catalog
 from cfgd.data import images
 from cfgd.data import prepared
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 # Shards of a part: at most so many, and none of fewer images. A killed
 # preparation loses the shards under way.

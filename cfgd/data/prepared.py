@@ -16,8 +16,8 @@ from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
-from cfgd import errors
-from cfgd import files
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 VERSION = "1.0.0"
 _METADATA = "metadata.json"

@@ -9,11 +9,11 @@ import dataclasses
 
 import numpy as np
 
-from cfgd import errors
 from cfgd.data import catalog
 from cfgd.data import crops
 from cfgd.data import embedded
 from cfgd.data import images as image_ops
+from cfgd.runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import urllib.request
 
 import numpy as np
 
-from cfgd import errors
 from cfgd.data import images
 from cfgd.data import originals
+from cfgd.runtime import errors
 
 _HELD_OUT = ("test", "validation", "heldout")  # the first that a set has
 

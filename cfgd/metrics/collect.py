@@ -13,12 +13,12 @@ from etils import epath
 import jax
 import numpy as np
 
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
 from cfgd.metrics import extract
 from cfgd.metrics import image_sets
 from cfgd.metrics import scores
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 
 class Collected(NamedTuple):

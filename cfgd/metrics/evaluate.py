@@ -7,10 +7,10 @@ from etils import epath
 import jax
 
 from cfgd import config as config_lib
-from cfgd import errors
 from cfgd.data import sources
 from cfgd.metrics import fid
 from cfgd.metrics import own
+from cfgd.runtime import errors
 
 # Fields of metrics that say where things are, not what.
 _PLACES = ("feature_dir", "cache_dir", "inception")

@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 
-from cfgd import distributed
-from cfgd import pixels
+from cfgd.data import pixels
+from cfgd.runtime import distributed
 
 
 @functools.cache

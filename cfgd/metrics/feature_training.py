@@ -15,13 +15,13 @@ import numpy as np
 import optax
 
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
-from cfgd import pixels
 from cfgd.data import pipeline
+from cfgd.data import pixels
 from cfgd.metrics import extract
 from cfgd.models import feature_net
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
 from cfgd.training import state as state_lib
 from cfgd.training import steps as steps_lib
 

@@ -8,19 +8,19 @@ from etils import epath
 import numpy as np
 
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
 from cfgd import validation
 from cfgd.convert import inception as inception_weights
 from cfgd.data import sources
 from cfgd.metrics import collect
 from cfgd.metrics import image_sets
-from cfgd.metrics import inception
 from cfgd.metrics import manifold
 from cfgd.metrics import references
 from cfgd.metrics import scores
 from cfgd.metrics import splits
+from cfgd.models import inception
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 FULL = 50_000
 

@@ -17,8 +17,8 @@ from etils import epath
 import numpy as np
 import PIL.Image
 
-from cfgd import errors
 from cfgd.data import images as image_ops
+from cfgd.runtime import errors
 from cfgd.sampling import store
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")

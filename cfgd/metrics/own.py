@@ -12,9 +12,6 @@ from etils import epath
 import numpy as np
 
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
 from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.data import prepare as data_prepare
@@ -27,6 +24,9 @@ from cfgd.metrics import manifold
 from cfgd.metrics import neighbours
 from cfgd.metrics import scores
 from cfgd.metrics import splits
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 _SHOWN = 10
 

@@ -18,11 +18,11 @@ import zlib
 from etils import epath
 import numpy as np
 
-from cfgd import errors
-from cfgd import files
 from cfgd.metrics import image_sets
-from cfgd.metrics import inception
 from cfgd.metrics import scores
+from cfgd.models import inception
+from cfgd.runtime import errors
+from cfgd.runtime import files
 
 # Protocol of the features in others' files: what they are called, by what.
 _FORMS = {

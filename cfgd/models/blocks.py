@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfgd import xla
 from cfgd.models import convolution
+from cfgd.runtime import xla
 
 # PyTorch's default for Conv2d and Linear, U(+-1/sqrt(fan_in)), which ADM keeps.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

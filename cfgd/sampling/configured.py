@@ -5,9 +5,9 @@ import numpy as np
 
 from cfgd import config as config_lib
 from cfgd import diffusion
-from cfgd import distributed
-from cfgd import errors
 from cfgd import networks
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
 from cfgd.sampling import sampler as sampler_lib
 
 # Of 255: by how much rounding may set two places of a call apart.

@@ -7,16 +7,16 @@ from etils import epath
 import jax
 import numpy as np
 
-from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
 from cfgd import networks
-from cfgd import preemption
 from cfgd import settings as settings_lib
 from cfgd import validation
 from cfgd.data import images as image_ops
+from cfgd.runtime import checkpoint
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
+from cfgd.runtime import preemption
 from cfgd.sampling import configured
 from cfgd.sampling import second as second_lib
 from cfgd.sampling import store

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from cfgd import diffusion
 from cfgd import guidance
-from cfgd import parametrization
-from cfgd import pixels
+from cfgd.data import pixels
+from cfgd.models import parametrization
 
 
 class Part(NamedTuple):

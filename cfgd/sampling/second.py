@@ -1,9 +1,9 @@
 """The second network of guidance: a noisy classifier, or a weaker model."""
 
-from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import errors
 from cfgd import networks
+from cfgd.runtime import checkpoint
+from cfgd.runtime import errors
 
 # What the second network must share with the model, by field.
 _SHARED = (

@@ -6,7 +6,7 @@ import re
 from etils import epath
 import numpy as np
 
-from cfgd import files
+from cfgd.runtime import files
 
 
 def ranges(num_samples, chunk_size):

@@ -8,8 +8,8 @@ import numpy as np
 
 from cfgd import config as config_lib
 from cfgd import diffusion
-from cfgd import errors
 from cfgd import networks
+from cfgd.runtime import errors
 from cfgd.sweep import grid
 
 # A step's backward pass costs twice its forward pass.

@@ -8,20 +8,20 @@ from etils import epath
 import jax
 
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
-from cfgd import lease
-from cfgd import preemption
 from cfgd import settings
 from cfgd import validation
 from cfgd.data import sources
 from cfgd.metrics import evaluate
+from cfgd.paper import printed
+from cfgd.report import page
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
+from cfgd.runtime import lease
+from cfgd.runtime import preemption
 from cfgd.sampling import generate
 from cfgd.sweep import grid
-from cfgd.sweep import paper
 from cfgd.sweep import planner
-from cfgd.sweep import report
 from cfgd.training import loop
 
 # Before the fields of the classifier that a sweep trains.
@@ -169,7 +169,7 @@ def _is_done(folder):
 def plan(config, workdir):
   """Return the cells of a sweep, each of them checked."""
   validation.validate_grids(config)
-  paper.table(config.sweep.paper)
+  printed.table(config.sweep.paper)
   cells = _cells(config)
   devices = jax.device_count()
   for cell in cells:
@@ -366,7 +366,7 @@ def _write_report(config, workdir):
         "neighbours_png": folder / "neighbours.png",
       }
       finished.append(result | pictures)
-  report.write(
+  page.write(
     workdir,
     finished,
     [_describe(cell) for cell in planned],

@@ -11,20 +11,20 @@ from etils import epath
 import jax
 import numpy as np
 
-from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
-from cfgd import lease
 from cfgd import networks
-from cfgd import preemption
 from cfgd import validation
-from cfgd import watchdog
 from cfgd.convert import guided_diffusion
 from cfgd.data import pipeline
 from cfgd.data import prepare
 from cfgd.data import sources
+from cfgd.runtime import checkpoint
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
+from cfgd.runtime import lease
+from cfgd.runtime import preemption
+from cfgd.runtime import watchdog
 from cfgd.training import progress as progress_lib
 from cfgd.training import state as state_lib
 from cfgd.training import steps

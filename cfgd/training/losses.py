@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from cfgd import diffusion
-from cfgd import parametrization
-from cfgd import pixels
+from cfgd.data import pixels
+from cfgd.models import parametrization
 
 _NOISE_BANDS = 4
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cfgd import xla
+from cfgd.runtime import xla
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from cfgd import config as config_lib
-from cfgd import distributed
-from cfgd import errors
-from cfgd import files
 from cfgd.data import images as image_ops
 from cfgd.data import sources
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import files
 from cfgd.sampling import configured
 from cfgd.training import losses
 from cfgd.training import steps

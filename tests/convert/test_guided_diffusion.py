@@ -12,11 +12,11 @@ import pytest
 
 from cfgd import config as config_lib
 from cfgd import diffusion
-from cfgd import errors
 from cfgd import networks
 from cfgd import validation
 from cfgd.convert import guided_diffusion
 from cfgd.models import unet
+from cfgd.runtime import errors
 from configs import adm_imagenet64
 from configs import adm_imagenet64_classifier
 from configs import adm_imagenet128

@@ -11,8 +11,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from cfgd import errors
 from cfgd.convert import inception as inception_weights
+from cfgd.runtime import errors
 
 torch = pytest.importorskip("torch")
 

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cfgd import errors
 from cfgd.data import images
+from cfgd.runtime import errors
 from tests.data import imagenet_like
 
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from cfgd import errors
 from cfgd.data import crops
 from cfgd.data import embedded
 from cfgd.data import images
 from cfgd.data import pipeline
 from cfgd.data import sources
+from cfgd.runtime import errors
 
 ARGUMENTS = {"crop": 24, "image_size": 12, "channels": 1, "num_classes": 10}
 

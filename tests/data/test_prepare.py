@@ -20,7 +20,6 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cfgd import config as config_lib
-from cfgd import errors
 from cfgd.data import catalog
 from cfgd.data import contents
 from cfgd.data import imagenet  # noqa: F401, makes its builder known
@@ -29,6 +28,7 @@ from cfgd.data import pipeline
 from cfgd.data import prepare
 from cfgd.data import prepared
 from cfgd.data import sources
+from cfgd.runtime import errors
 from cfgd.training import loop
 from tests.data import imagenet_like
 from tests.data.test_images import blend

@@ -6,11 +6,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cfgd import errors
 from cfgd.data import sources
 from cfgd.metrics import evaluate
 from cfgd.metrics import feature_training
 from cfgd.metrics import own
+from cfgd.runtime import errors
 from tests import conftest
 
 

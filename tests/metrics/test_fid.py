@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import errors
 from cfgd.convert import inception as inception_weights
 from cfgd.data import sources
 from cfgd.metrics import collect
@@ -15,10 +14,11 @@ from cfgd.metrics import evaluate
 from cfgd.metrics import extract
 from cfgd.metrics import fid
 from cfgd.metrics import image_sets
-from cfgd.metrics import inception
 from cfgd.metrics import references
 from cfgd.metrics import scores
 from cfgd.metrics import splits
+from cfgd.models import inception
+from cfgd.runtime import errors
 from configs import base
 
 FEATURES, SPATIAL, CLASSES = 12, 6, 5

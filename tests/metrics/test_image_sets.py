@@ -4,9 +4,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cfgd import errors
 from cfgd.data import sources
 from cfgd.metrics import image_sets
+from cfgd.runtime import errors
 from cfgd.sampling import store
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 5, 4, 3), np.uint8)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd.metrics import inception
 from cfgd.models import blocks
 from cfgd.models import feature_net
+from cfgd.models import inception
 from tests.models import golden_weights
 from tests.models import networks
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import errors
 from cfgd import networks
 from cfgd import validation
+from cfgd.runtime import checkpoint
+from cfgd.runtime import errors
 from cfgd.sampling import generate
 from cfgd.sampling import second
 from cfgd.training import state as state_lib

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import checkpoint
 from cfgd import diffusion
-from cfgd import distributed
-from cfgd import errors
-from cfgd import preemption
 from cfgd import settings
+from cfgd.runtime import checkpoint
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import preemption
 from cfgd.sampling import configured
 from cfgd.sampling import generate
 from cfgd.sampling import sampler

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from cfgd import errors
-from cfgd import lease
 from cfgd.metrics import evaluate
+from cfgd.report import page
+from cfgd.runtime import errors
+from cfgd.runtime import lease
 from cfgd.sampling import generate
 from cfgd.sweep import grid
-from cfgd.sweep import report
 from cfgd.sweep import runner
 from cfgd.training import loop
 from tests import conftest
@@ -96,14 +96,14 @@ def test_the_report_has_real_images_and_how_often_training_saw_them(
     "about": {"feature_network_accuracy": 0.75},
   }
   given = []
-  write = report.write
+  write = page.write
 
   def keep(*args, **options):
     given.append(options["epochs"])
     return write(*args, **options)
 
   monkeypatch.setattr(evaluate, "held_out", lambda *_: real)
-  monkeypatch.setattr(report, "write", keep)
+  monkeypatch.setattr(page, "write", keep)
   runner.write_report(config, workdir)
   # 4,000 training digits.
   assert given == [config.train.steps * config.train.batch_size / 4000]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cfgd import config as config_lib
+from cfgd.report import page
+from cfgd.report import plots
 from cfgd.sweep import grid
-from cfgd.sweep import plots
-from cfgd.sweep import report
 from cfgd.sweep import seeds
 from tests import conftest
 
@@ -70,7 +70,7 @@ def test_averages_and_spreads():
 def test_the_report_has_a_row_per_point_and_the_csv_one_per_cell(tmp_path):
   cells = make_cells()
   names = {"distance": "fd", "score": "is", "title": "t", "notes": ()}
-  report.write(tmp_path, cells[:-1], cells, {}, **names)
+  page.write(tmp_path, cells[:-1], cells, {}, **names)
   text = (tmp_path / "report.md").read_text()
   lines = [line for line in text.splitlines() if line.startswith("| 0")]
   assert len(lines) == 4

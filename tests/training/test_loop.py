@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import checkpoint
 from cfgd import config as config_lib
-from cfgd import errors
-from cfgd import lease
 from cfgd import networks
-from cfgd import preemption
-from cfgd import watchdog
+from cfgd.runtime import checkpoint
+from cfgd.runtime import errors
+from cfgd.runtime import lease
+from cfgd.runtime import preemption
+from cfgd.runtime import watchdog
 from cfgd.sampling import generate
 from cfgd.training import loop
 from cfgd.training import state as state_lib

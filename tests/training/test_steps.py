@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from cfgd import diffusion
-from cfgd import distributed
+from cfgd.runtime import distributed
 from cfgd.training import losses
 from cfgd.training import state as state_lib
 from cfgd.training import steps

@@ -1,0 +1,370 @@
+"""Checkpoints through Orbax: train state, averaged weights, and what they are.
+
+A checkpoint has three items: `state` (all but the average), `ema` (the averaged
+parameters, readable alone) and `meta` (JSON). Orbax writes to a temporary name
+and renames, so a killed save leaves nothing that looks like a checkpoint. Just
+before that, all files are read back and written down in manifest.json; what is
+restored is compared with it, and a damaged checkpoint is passed over for the
+one before. One without a manifest, made before there were any, is read as it
+is.
+"""
+
+import contextlib
+import json
+from typing import NamedTuple
+
+from absl import logging
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from cfgd.runtime import distributed
+from cfgd.runtime import errors
+from cfgd.runtime import manifest
+
+_FOLDER = "checkpoints"
+_ITEMS = ("state", "ema", "meta")
+_DAMAGED = ".damaged"
+_DELETED = ".deleted-"
+_UNFINISHED = "*orbax-checkpoint-tmp*"
+
+
+class _Sealing(ocp.CompositeCheckpointHandler):
+  """Writes the manifest of all items before they get their place."""
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    manifest.write(directory, _ITEMS)
+
+
+@ocp.args.register_with_handler(_Sealing, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+  """The items of a checkpoint by name."""
+
+
+class Checkpointer:
+  """Saves and restores the checkpoints of one workdir; one at a time."""
+
+  def __init__(self, workdir, *, keep, keep_every, keep_first=0):
+    """Open or make `workdir`/checkpoints.
+
+    Removes what killed saves have left, and sets damaged checkpoints that are
+    newer than the newest good one aside.
+
+    Args:
+      workdir: folder of the run.
+      keep: number of newest checkpoints that stay.
+      keep_every: steps whose multiples stay for good; 0 for none.
+      keep_first: number of first checkpoints that stay for good.
+    """
+    self._workdir = workdir
+    self._folder = _folder_of(workdir)
+    self._keep = keep
+    self._keep_every = keep_every
+    self._keep_first = keep_first
+    self._saving = None
+    if distributed.is_lead():
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._tidy()
+    # -1 for none: processes agree on numbers.
+    newest = self._find_newest() if distributed.is_lead() else None
+    self._newest = distributed.agree(-1 if newest is None else newest)
+    self._orbax = ocp.AsyncCheckpointer(_Sealing())
+
+  def _tidy(self):
+    for pattern in (_UNFINISHED, _DELETED + "*"):
+      for leftover in self._folder.glob(pattern):
+        leftover.rmtree()
+
+  def _find_newest(self):
+    found, good = steps(self._workdir), find_good(self._workdir)
+    if found and good is None:
+      raise errors.RunError(
+        f"all checkpoints in {self._folder} are damaged: bring one back, or "
+        "delete them to start anew"
+      )
+    for step in found:
+      if step > good:
+        _set_aside(self._folder / str(step))
+    return good
+
+  def save(self, state, meta):
+    """Save asynchronously; an error of the previous save is raised here.
+
+    Args:
+      state: TrainState on device; it may be donated as soon as this returns.
+      meta: dict of strings and numbers.
+
+    Raises:
+      errors.RunError: a checkpoint could not be written.
+    """
+    self._finish()
+    # Host copies: several processes cannot save pmap's process-local arrays.
+    state = jax.device_get(state)
+    items = _Items(
+      state=ocp.args.StandardSave(_without_ema(state)),
+      ema=ocp.args.StandardSave(state.ema_params),
+      meta=ocp.args.JsonSave(meta),
+    )
+    self._saving = int(state.step)
+    with self._errors_named():
+      self._orbax.save(self._folder / str(self._saving), args=items)
+
+  def check(self):
+    """Raise what went wrong with the save under way, if anything has."""
+    with self._errors_named():
+      self._orbax.check_for_errors()
+
+  def _finish(self):
+    """Wait for the save under way; only then make room."""
+    with self._errors_named():
+      self._orbax.wait_until_finished()
+    if self._saving is not None:
+      self._newest, self._saving = self._saving, None
+      if distributed.is_lead():
+        self._remove_old()
+
+  @contextlib.contextmanager
+  def _errors_named(self):
+    try:
+      yield
+    except errors.Preempted:
+      raise
+    except Exception as error:
+      good = "none" if self._newest < 0 else f"step {self._newest}"
+      failed, self._saving = self._saving, None
+      raise errors.RunError(
+        f"the checkpoint at step {failed} of {self._workdir} could not "
+        f"be written ({type(error).__name__}: {errors.first_line(error)}); the "
+        f"last good one: {good}"
+      ) from error
+
+  def _remove_old(self):
+    """Delete what need not stay, the newest good one never among it."""
+    found = steps(self._workdir)
+    stay = {*found[: self._keep_first], *found[-self._keep :]}
+    for step in found:
+      multiple = self._keep_every and step % self._keep_every == 0
+      if step not in stay and not multiple:
+        _delete(self._folder / str(step))
+
+  def restore_newest(self, like, meta=None):
+    """Read the newest good checkpoint.
+
+    Args:
+      like: TrainState of the wanted structure, shapes and dtypes.
+      meta: what its `meta` must say, where it says anything.
+
+    Returns:
+      TrainState of NumPy arrays, or None where there is no checkpoint.
+
+    Raises:
+      errors.UserError: it was made for something else.
+    """
+    step = self.newest_step()
+    if step is None:
+      return None
+    _check_meta(self._folder / str(step), meta or {})
+    like = jax.device_get(like)
+    items = self._orbax.restore(
+      self._folder / str(step),
+      args=_Items(
+        state=ocp.args.StandardRestore(_without_ema(like)),
+        ema=ocp.args.StandardRestore(like.ema_params),
+      ),
+    )
+    logging.info("Resuming from the checkpoint at step %d.", step)
+    return like.replace(**items["state"], ema_params=items["ema"])
+
+  def newest_step(self):
+    """Return the step of the newest good checkpoint or None."""
+    return None if self._newest < 0 else self._newest
+
+  def newest_meta(self):
+    """Return the `meta` of the newest good checkpoint, {} without one."""
+    step = self.newest_step()
+    return {} if step is None else _read_meta(self._folder / str(step))
+
+  def close(self):
+    """Wait for the last save; raise what went wrong with it."""
+    self._finish()
+    self._orbax.close()
+
+
+class Found(NamedTuple):
+  """A checkpoint of a workdir, as `inspect` sees it.
+
+  Attributes:
+    step: of the training.
+    size: bytes; None where that cannot be told.
+    meta: what it was made for.
+    fault: what is wrong with it, or None.
+    state: "verified", or why that cannot be told.
+  """
+
+  step: int
+  size: int | None
+  meta: dict
+  fault: str | None
+  state: str
+
+
+def _without_ema(state):
+  return {
+    "step": state.step,
+    "skipped": state.skipped,
+    "params": state.params,
+    "opt_state": state.opt_state,
+  }
+
+
+def _folder_of(workdir):
+  return epath.Path(workdir).absolute() / _FOLDER
+
+
+def _set_aside(path):
+  """Rename a damaged checkpoint, so that its step can be saved again."""
+  aside = path.parent / (path.name + _DAMAGED)
+  if aside.exists():
+    aside.rmtree()
+  path.rename(aside)
+  logging.warning("%s is kept as %s; delete it at will.", path, aside.name)
+
+
+def _delete(path):
+  """Delete a checkpoint; killed in the middle, it does not look like one."""
+  doomed = path.parent / (_DELETED + path.name)
+  path.rename(doomed)
+  doomed.rmtree()
+
+
+def _read_meta(path):
+  return json.loads((path / "meta" / "metadata").read_text())
+
+
+def _check_meta(path, wanted):
+  recorded = _read_meta(path)
+  for name, value in wanted.items():
+    if recorded.get(name) not in ("", None, value):
+      raise errors.UserError(
+        f"{path} was made with {name} {recorded[name]!r}, this run has "
+        f"{value!r}: use another --workdir or the same settings"
+      )
+
+
+def _fault(path, items=()):
+  """Say what is wrong with a checkpoint; None also where it cannot be told."""
+  if not (path / manifest.NAME).exists():
+    logging.warning("%s has no manifest: not verified.", path)
+    return None
+  return manifest.fault(path, items)
+
+
+def steps(workdir):
+  """Return the steps of the complete checkpoints in a workdir, increasing."""
+  folder = _folder_of(workdir)
+  if not folder.exists():
+    return []
+  return sorted(
+    int(path.name)
+    for path in folder.iterdir()
+    if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+  )
+
+
+def inspect(workdir):
+  """Yield a Found for each checkpoint, reading all of its files."""
+  for step in steps(workdir):
+    path = _folder_of(workdir) / str(step)
+    fault, size, state = None, None, "no manifest: not verified"
+    if (path / manifest.NAME).exists():
+      fault, state = manifest.fault(path), "verified"
+      size = None if fault else manifest.size(path)
+    try:
+      meta = _read_meta(path)
+    except (OSError, ValueError):
+      meta = {}
+    yield Found(step, size, meta, fault, state)
+
+
+def find_good(workdir, items=()):
+  """Return the step of the newest undamaged checkpoint, or None.
+
+  Args:
+    workdir: folder of the run.
+    items: of the checkpoint that are verified; all where there are none.
+  """
+  for step in reversed(steps(workdir)):
+    path = _folder_of(workdir) / str(step)
+    fault = _fault(path, items)
+    if fault is None:
+      return step
+    logging.warning("%s is damaged (%s): going back.", path, fault)
+  return None
+
+
+def find_step(workdir, step, field="sampling.checkpoint_step"):
+  """Return `step`, or the newest undamaged one for -1.
+
+  Args:
+    workdir: folder of the run.
+    step: that is wanted.
+    field: that says so, for messages.
+
+  Raises:
+    errors.UserError: there is no such checkpoint.
+  """
+  found = steps(workdir)
+  newest = find_good(workdir, ("ema",)) if step == -1 else None
+  if not found or (step == -1 and newest is None):
+    raise errors.UserError(
+      f"no {'undamaged ' if found else ''}checkpoint in "
+      f"{epath.Path(workdir) / _FOLDER}: train first with the same --config "
+      "and --workdir"
+    )
+  if step == -1:
+    return newest
+  if step not in found:
+    raise errors.UserError(
+      f"{field}={step}: {workdir} has checkpoints at "
+      f"{', '.join(map(str, found))}"
+    )
+  return step
+
+
+def read_params(workdir, step, like, weights):
+  """Read the parameters of one checkpoint without its optimizer state.
+
+  Args:
+    workdir: folder of the run.
+    step: a step of `steps`.
+    like: tree of the wanted structure, shapes and dtypes.
+    weights: "ema" or "raw".
+
+  Returns:
+    Tree of NumPy arrays.
+
+  Raises:
+    errors.RunError: they are damaged.
+  """
+  path = _folder_of(workdir) / str(step)
+  item = {"ema": "ema", "raw": "state"}[weights]
+  fault = _fault(path, (item,))
+  if fault:
+    raise errors.RunError(
+      f"{path} is damaged ({fault}): choose another checkpoint_step"
+    )
+  if weights == "ema":
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(path / item, like)
+  target = {"params": like}
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    restored = checkpointer.restore(
+      path / item,
+      args=ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+      ),
+    )
+  return restored["params"]
