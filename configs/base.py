@@ -127,15 +127,16 @@ def get_config():
         "max_skipped": 20,
       },
       "sampling": {
-        # ancestral or ddim.
+        # ancestral: Algorithm 2. ancestral_mean_shift: with ADM's first form of
+        # classifier guidance, which shifts the mean. ddim.
         "sampler": "ancestral",
-        # Network evaluations.
+        # Length of the log-SNR grid: network evaluations per branch.
         "T": 256,
         # cfg: classifier-free. classifier: by the gradient of a noisy
-        # classifier; classifier_null: that on the unconditional model, with
-        # w + 1; cfg+classifier: both. marginal: cfg, with the classes' mean
-        # in the null label's place (at most 100 classes). auto: away from a
-        # weaker model. none.
+        # classifier. classifier_null: the same on the unconditional model, with
+        # w + 1. cfg+classifier: both. marginal: cfg with the mean over the
+        # classes as unconditional model (at most 100 classes). auto: away from
+        # a weaker model. none. See cfgd/methods.py.
         "guidance": "cfg",
         # The paper's guidance strength; the other convention is s = 1 + w.
         "w": 0.1,
@@ -143,23 +144,20 @@ def get_config():
         "w_schedule": "constant",
         # Log-SNRs (low, high) that are guided; empty: all.
         "interval": (),
-        # Share of the guided eps that gets the contrast of the unguided one.
+        # Share of the guided eps that gets the contrast of the conditional one.
         "rescale": 0.0,
-        # Workdir of the noisy classifier, or of auto's weaker model ('': this
-        # one's), and its checkpoint; -1: the newest.
-        "second_dir": "",
-        "second_step": -1,
-        # eps, or mean: ADM's first form, which shifts the ancestral mean.
-        "classifier_form": "eps",
+        # Workdir of the guiding network, a noisy classifier or auto's weaker
+        # model ('': this run), and its checkpoint; -1: the newest.
+        "guide_dir": "",
+        "guide_step": -1,
         # Strength of the classifier in cfg+classifier; it follows w_schedule
         # and interval as w does.
         "classifier_w": 0.0,
         # The introduction's low temperatures: factors of score and noise.
         "score_scale": 1.0,
         "noise_scale": 1.0,
-        # Interpolation of the reverse variance, 0 to 1; and whether a network
-        # with learned sigma uses the v that it predicts instead (own) or this
-        # constant (config).
+        # Interpolation of the reverse variance, 0 to 1; a network with learned
+        # sigma uses the v that it predicts (own) or this constant (config).
         "v": 0.3,
         "v_from": "own",
         # Of predicted x: clip to [-1, 1], dynamic (by a quantile), or none.

@@ -21,10 +21,11 @@ from matplotlib import figure
 import numpy as np
 
 from cfgd import diffusion
+from cfgd import guidance as guidance_lib
 from cfgd.runtime import errors
 from cfgd.runtime import files
 
-RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
+SCHEDULE = diffusion.Schedule(-20.0, 20.0)
 SAMPLERS = ("ancestral", "ddim")
 GUIDANCES = ("classifier-free", "classifier")
 
@@ -136,7 +137,7 @@ def guided_density(mixture, x, w, *, cell):
   Returns:
     [N, K], each column of integral 1.
   """
-  logsnr = jnp.full(len(x), RANGE["logsnr_max"])
+  logsnr = jnp.full(len(x), SCHEDULE.logsnr_max)
   log_guided = log_density(mixture, x, logsnr) + w * log_probs(mixture)(
     x, logsnr
   )
@@ -185,7 +186,7 @@ def sample(mixture, seed, label, w, logsnrs, v, *, sampler, guidance):
     seed: int.
     label: [N] int.
     w: guidance strength.
-    logsnrs: [T], see `diffusion.logsnr_grid`.
+    logsnrs: [T], see `diffusion.Schedule.grid`.
     v: variance interpolation of the ancestral sampler.
     sampler: one of SAMPLERS.
     guidance: one of GUIDANCES.
@@ -198,17 +199,17 @@ def sample(mixture, seed, label, w, logsnrs, v, *, sampler, guidance):
     "classifier-free": diffusion.classifier_free_guidance(
       exact, w, null_label=len(mixture.weights), two_passes=True
     ),
-    "classifier": diffusion.classifier_guidance(
-      exact, diffusion.log_prob_of_label(log_probs(mixture)), w
+    "classifier": guidance_lib.classifier_guidance(
+      exact, guidance_lib.classifier_score(log_probs(mixture), w)
     ),
   }[guidance]
-  x = diffusion.sample(
-    diffusion.STEPS[sampler],
+  keys = diffusion.image_keys(seed, jnp.arange(len(label)))
+  x = diffusion.SAMPLERS[sampler].sample(
     diffusion.predictor(denoise, threshold=diffusion.no_threshold, v=v),
-    diffusion.image_keys(seed, jnp.arange(len(label))),
+    keys,
+    diffusion.normal(diffusion.fold_in(keys, 0), _SHAPE),
     label,
-    shape=_SHAPE,
-    logsnrs=logsnrs,
+    logsnrs,
   )
   return x.reshape(len(label), -1)
 
@@ -269,7 +270,7 @@ def measure(mixture, label, w, *, num_steps, v, seed):
     "floor": np.mean([class_distance(*pair, label) for pair in pairs]).item(),
     "exact_spread": np.mean([spread(draw, label) for draw in draws]).item(),
   }
-  logsnrs = diffusion.logsnr_grid(num_steps, **RANGE)
+  logsnrs = SCHEDULE.grid(num_steps)
   rows, samples = [], []
   for sampler, guidance in itertools.product(SAMPLERS, GUIDANCES):
     names = {"sampler": sampler, "guidance": guidance}
