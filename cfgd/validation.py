@@ -22,29 +22,36 @@ def _require(condition, field, value, allowed):
     raise errors.UserError(f"{field}={value!r}: {allowed}")
 
 
-# Rules of one field: value -> what it must be, or None.
+# Rules of one field: value -> what it must be instead, or None.
+
+
+def _that(holds, otherwise):
+  return lambda value: None if holds(value) else otherwise
 
 
 def _at_least(low):
-  return lambda value: (
-    None if low <= value < math.inf else f"must be at least {low}"
-  )
+  return _that(lambda value: low <= value < math.inf, f"must be at least {low}")
 
 
 def _above(low):
-  return lambda value: (
-    None if low < value < math.inf else f"must be above {low}"
-  )
+  return _that(lambda value: low < value < math.inf, f"must be above {low}")
 
 
 def _between(low, high):
-  return lambda value: (
-    None if low <= value <= high else f"must be in [{low}, {high}]"
+  return _that(
+    lambda value: low <= value <= high, f"must be in [{low}, {high}]"
   )
 
 
 def _one_of(*choices):
-  return lambda value: None if value in choices else f"must be one of {choices}"
+  return _that(lambda value: value in choices, f"must be one of {choices}")
+
+
+def _row_of(table):
+  # Rows may be added until a value is checked.
+  return lambda value: (
+    None if value in table else f"must be one of {tuple(table)}"
+  )
 
 
 def _each(*kinds):
@@ -61,88 +68,71 @@ def _each(*kinds):
   return rule
 
 
+# Fields by section that count from 1, or from 0.
+_FROM_1 = {
+  "data": "image_size channels num_classes threads prefetch",
+  "model": "model_channels num_res_blocks num_heads",
+  "train": "batch_size microbatches steps log_every checkpoint_every keep "
+  "lease_seconds heldout_images max_skipped",
+  "sampling": "num_samples batch_size chunk_size",
+  "metrics": "min_images chunk_size inception_batch_size neighbours batch_size",
+  "metrics.feature_net": "width num_features steps batch_size",
+}
+_FROM_0 = {
+  "data": "crop",
+  "optim": "warmup_steps weight_decay",
+  "train": "sample_every keep_every keep_first watchdog_seconds",
+  "sampling": "classifier_w score_scale noise_scale",
+}
+
+
+def _named(sections):
+  return [
+    f"{section}.{name}"
+    for section, names in sections.items()
+    for name in names.split()
+  ]
+
+
 RULES = {
+  **dict.fromkeys(_named(_FROM_1), _at_least(1)),
+  **dict.fromkeys(_named(_FROM_0), _at_least(0)),
   "task": _one_of("diffusion", "classifier"),
-  "data.image_size": _at_least(1),
-  "data.channels": _at_least(1),
-  "data.num_classes": _at_least(1),
-  "data.crop": _at_least(0),
-  "data.threads": _at_least(1),
-  "data.prefetch": _at_least(1),
-  "model.model_channels": _at_least(1),
-  "model.num_res_blocks": _at_least(1),
-  "model.num_heads": _at_least(1),
   "model.channel_mult": _each(int, float),
   "model.attention_resolutions": _each(int),
   "model.dtype": _one_of("float32", "bfloat16"),
-  "model.dropout": lambda value: (
-    None if 0 <= value < 1 else "must be in [0, 1)"
-  ),
+  "model.dropout": _that(lambda value: 0 <= value < 1, "must be in [0, 1)"),
   "diffusion.timesteps": _one_of("uniform", "adm_cosine", "adm_linear"),
   "diffusion.p_uncond": _between(0, 1),
   "optim.learning_rate": _above(0),
   "optim.decay": _one_of("cosine", "linear"),
-  "optim.warmup_steps": _at_least(0),
-  "optim.weight_decay": _at_least(0),
   "optim.ema_decay": _between(0, 1),
-  "optim.clip_norm": lambda value: (
-    None if 0 <= value < math.inf else "must be a norm, or 0 for no clipping"
+  "optim.clip_norm": _that(
+    lambda value: 0 <= value < math.inf, "must be a norm, or 0 for no clipping"
   ),
-  "train.batch_size": _at_least(1),
-  "train.microbatches": _at_least(1),
-  "train.steps": _at_least(1),
-  "train.log_every": _at_least(1),
-  "train.checkpoint_every": _at_least(1),
-  "train.sample_every": _at_least(0),
-  "train.keep": _at_least(1),
-  "train.keep_every": _at_least(0),
-  "train.keep_first": _at_least(0),
-  "train.watchdog_seconds": _at_least(0),
-  "train.lease_seconds": _at_least(1),
-  "train.heldout_images": _at_least(1),
-  "train.max_skipped": _at_least(1),
-  "sampling.sampler": _one_of(*diffusion.SAMPLERS),
+  "sampling.sampler": _row_of(diffusion.SAMPLERS),
   "sampling.T": _at_least(2),
-  "sampling.guidance": _one_of(*methods.METHODS),
-  "sampling.w": lambda value: (
-    None
-    if -1 <= value < math.inf
-    else "must be a number of at least -1 (-1 is the unconditional model, 0 "
-    "the conditional one)"
+  "sampling.guidance": _row_of(methods.METHODS),
+  "sampling.w": _that(
+    lambda value: -1 <= value < math.inf,
+    "must be at least -1 (-1 is the unconditional model, 0 the conditional)",
   ),
-  "sampling.w_schedule": _one_of(*methods.W_SCHEDULES),
+  "sampling.w_schedule": _row_of(methods.W_SCHEDULES),
   "sampling.interval": _each(int, float),
   "sampling.rescale": _between(0, 1),
-  "sampling.classifier_w": _at_least(0),
-  "sampling.score_scale": _at_least(0),
-  "sampling.noise_scale": _at_least(0),
   "sampling.v": _between(0, 1),
   "sampling.v_from": _one_of("own", "config"),
-  "sampling.threshold": _one_of(*methods.THRESHOLDS),
+  "sampling.threshold": _row_of(methods.THRESHOLDS),
   "sampling.quantile": _between(0, 1),
-  "sampling.num_samples": _at_least(1),
   "sampling.labels": _each(int),
-  "sampling.batch_size": _at_least(1),
-  "sampling.chunk_size": _at_least(1),
   "sampling.weights": _one_of("ema", "raw"),
-  "sampling.checkpoint_step": lambda value: (
-    None if value >= -1 else "must be a step, or -1 for the newest"
+  "sampling.checkpoint_step": _that(
+    lambda value: value >= -1, "must be a step, or -1 for the newest"
   ),
   "metrics.protocol": _one_of("adm", "pytorch_fid"),
-  "metrics.min_images": _at_least(1),
-  "metrics.chunk_size": _at_least(1),
-  "metrics.inception_batch_size": _at_least(1),
-  "metrics.num_splits": lambda value: (
-    None
-    if value >= 0
-    else "must be at least 1, or 0 for the protocol's number of splits"
+  "metrics.num_splits": _that(
+    lambda value: value >= 0, "must be at least 1, or 0 for the protocol's"
   ),
-  "metrics.neighbours": _at_least(1),
-  "metrics.batch_size": _at_least(1),
-  "metrics.feature_net.width": _at_least(1),
-  "metrics.feature_net.num_features": _at_least(1),
-  "metrics.feature_net.steps": _at_least(1),
-  "metrics.feature_net.batch_size": _at_least(1),
 }
 
 
