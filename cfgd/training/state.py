@@ -114,8 +114,8 @@ def update(state, grads, finite, optimizer, decay):
   params = optax.apply_updates(state.params, updates)
   # The moments are read for the parameters before they are replaced, in place:
   # left to itself, XLA's CPU compiler makes a copy of each first. Where nothing
-  # is settled, the two updates are one.
-  params, opt_state, grads = xla.settle((params, state.opt_state, grads))
+  # is materialized, the two updates are one.
+  params, opt_state, grads = xla.materialize((params, state.opt_state, grads))
   _, opt_state = optimizer.update(grads, opt_state, state.params)
   ema_params = jax.tree.map(
     lambda ema, new: ema + (1.0 - decay) * (new - ema), state.ema_params, params
