@@ -1,5 +1,6 @@
 """A config's fields as arguments, and which of them make a run what it is."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -7,6 +8,7 @@ import math
 from absl import logging
 from etils import epath
 
+from cfgd.data import spec
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from configs import base
@@ -168,22 +170,24 @@ def image_shape(config):
   return data.image_size, data.image_size, data.channels
 
 
-def source_arguments(config):
-  """Return the keyword arguments of `data.sources.load` for evaluation."""
+def data_spec(config):
+  """Return the data.spec.Spec of evaluation, without random crops."""
+  return dataclasses.replace(training_spec(config), random_crop=0.0)
+
+
+def training_spec(config):
+  """Return the data.spec.Spec of training, which may read random crops."""
   data = config.data
-  return {
-    "crop": data.crop,
-    "image_size": data.image_size,
-    "channels": data.channels,
-    "num_classes": data.num_classes,
-    "data_dir": data.dir,
-    "background": data.background,
-  }
-
-
-def training_arguments(config):
-  """Return the same for training, which may read random crops."""
-  return source_arguments(config) | {"random_crop": config.data.random_crop}
+  return spec.Spec(
+    source=data.source,
+    image_size=data.image_size,
+    crop=data.crop,
+    random_crop=data.random_crop,
+    background=data.background,
+    data_dir=data.dir,
+    channels=data.channels,
+    num_classes=data.num_classes,
+  )
 
 
 def from_dict(plain):

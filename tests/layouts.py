@@ -53,9 +53,7 @@ def random_params(params):
 def images():
   """Return the embedded training images and labels, uint8 and int32."""
   config = embedded.get_config()
-  source = sources.load(
-    "embedded", "train", **config_lib.source_arguments(config)
-  )
+  source = sources.load(config_lib.data_spec(config), "train")
   return source.read(np.arange(1000))
 
 

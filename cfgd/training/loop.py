@@ -56,17 +56,9 @@ def train(config, workdir, *, wait=True):
     lease.Busy: another job trains here, and `wait` is False.
   """
   validation.validate(config, num_devices=jax.device_count())
-  prepare.ensure(
-    config.data.source,
-    image_size=config.data.image_size,
-    crop=config.data.crop,
-    data_dir=config.data.dir,
-    background=config.data.background,
-    random_crop=config.data.random_crop,
-  )
-  source = sources.load(
-    config.data.source, "train", **config_lib.training_arguments(config)
-  )
+  spec = config_lib.training_spec(config)
+  prepare.ensure(spec)
+  source = sources.load(spec, "train")
   config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):
     return

@@ -111,9 +111,7 @@ def _classifier_loss(config, network):
 
 def _show_accuracy(config, network, state, workdir, writer):
   """Write the averaged weights' loss and accuracy on held-out images."""
-  source = sources.load(
-    config.data.source, "heldout", **config_lib.training_arguments(config)
-  )
+  source = sources.load(config_lib.training_spec(config), "heldout")
   count = min(len(source), config.train.heldout_images)
   params = distributed.replicate_locally(jax.device_get(state.ema_params))
   step = _eval_step(_classifier_loss(config, network), config.seed)
