@@ -37,6 +37,7 @@ import PIL.Image
 from cfgd.data import images
 from cfgd.data import pipeline
 from cfgd.data import prepared
+from cfgd.data import spec
 
 _JPEG = (375, 500)  # the usual size of ImageNet's
 _NUM_CLASSES = 1000
@@ -114,9 +115,7 @@ def _write_tfrecord(path, array):
 
 def _write_set(folder, array):
   number, size, _, channels = array.shape
-  path = prepared.folder(
-    "benchmark", image_size=size, crop=0, data_dir=os.fspath(folder)
-  )
+  path = prepared.folder("benchmark", spec.Spec("", size, data_dir=str(folder)))
   half = prepared.incomplete(path)
   half.mkdir(parents=True)
   edges = [number * i // _SHARDS for i in range(_SHARDS + 1)]

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from cfgd import diffusion
 from cfgd.data import pipeline
-from cfgd.data import prepare
 from cfgd.data import sources
+from cfgd.data import spec
 from cfgd.models import classifier
 from cfgd.models import parametrization
 from cfgd.models import unet
@@ -110,38 +110,24 @@ def forward_flop(config):
   return flop(apply.lower({"params": param_shapes(config)}, *_inputs(config)))
 
 
-def _images_of(config, training):
-  """Return the keyword arguments of a source's images.
-
-  Only training may read random crops.
-  """
+def data_spec(config, *, training=False):
+  """Return the data.spec.Spec; only training may read random crops."""
   data = config.data
-  return {
-    "crop": data.crop,
-    "image_size": data.image_size,
-    "channels": data.channels,
-    "num_classes": data.num_classes,
-    "data_dir": data.dir,
-    "background": data.background,
-  } | ({"random_crop": data.random_crop} if training else {})
+  return spec.Spec(
+    source=data.source,
+    image_size=data.image_size,
+    crop=data.crop,
+    random_crop=data.random_crop if training else 0.0,
+    background=data.background,
+    data_dir=data.dir,
+    channels=data.channels,
+    num_classes=data.num_classes,
+  )
 
 
 def source(config, part, *, training=False):
   """Return a part of the data set, see `data.sources.load`."""
-  return sources.load(config.data.source, part, **_images_of(config, training))
-
-
-def prepare_source(config):
-  """Prepare the data set for training where it is not, see `data.prepare`."""
-  data = config.data
-  prepare.ensure(
-    data.source,
-    image_size=data.image_size,
-    crop=data.crop,
-    data_dir=data.dir,
-    background=data.background,
-    random_crop=data.random_crop,
-  )
+  return sources.load(data_spec(config, training=training), part)
 
 
 def batches(config, source, state):

@@ -16,7 +16,7 @@ BELOW = {
   "data": {"runtime"},
   "models": {"runtime", "diffusion", "convert"},
   "convert": {"runtime", "models", "diffusion"},
-  "config": {"runtime"},
+  "config": {"runtime", "data"},
   "settings": {"runtime", "config"},
   "validation": {"runtime", "config", "diffusion", "settings", "data"},
   "networks": {"config", "models"},

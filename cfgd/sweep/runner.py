@@ -385,9 +385,7 @@ def _write_report(config, workdir):
 def _epochs(config):
   """Return how often training sees each image; None without the data set."""
   try:
-    source = sources.load(
-      config.data.source, "train", **config_lib.source_arguments(config)
-    )
+    source = sources.load(config_lib.data_spec(config), "train")
   except errors.UserError as error:
     logging.info("The number of training images is not known: %s", error)
     return None

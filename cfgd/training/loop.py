@@ -18,6 +18,7 @@ from cfgd import build
 from cfgd import identity
 from cfgd import validation
 from cfgd.convert import guided_diffusion
+from cfgd.data import prepare
 from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
@@ -55,7 +56,7 @@ def train(config, workdir, *, wait=True):
     lease.Busy: another job trains here, and `wait` is False.
   """
   validation.validate(config, num_devices=jax.device_count())
-  build.prepare_source(config)
+  prepare.ensure(build.data_spec(config, training=True))
   source = build.source(config, "train", training=True)
   identity.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):

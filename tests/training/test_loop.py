@@ -352,7 +352,7 @@ def test_out_of_memory_names_the_fields_to_lower(tiny, tmp_path, monkeypatch):
 def test_two_jobs_do_not_train_in_one_workdir(tiny, tmp_path):
   with lease.hold(tmp_path / "train", seconds=60, wait=False):
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(lease.Busy, match="is at it"):
+    with pytest.raises(lease.Busy, match="held by process"):
       loop.train(tiny, tmp_path, wait=False)
     after = {path.name for path in tmp_path.iterdir()}
   assert after - {path.name for path in before} == {"config.json"}
