@@ -187,29 +187,29 @@ def _by_seed(results, distance, score, main):
   for result in results:
     found = by_seed.setdefault(result.cell.seed, {})
     found[result.cell._replace(seed=None)] = result.metrics
-  common = sorted(set.intersection(*map(set, by_seed.values())), key=repr)
+  common = set.intersection(*map(set, by_seed.values()))
   return [
-    _Seed({k: by_seed[seed][k] for k in common}, distance, score, main)
+    _Seed({k: by_seed[seed][k] for k in common}, distance, score, *main)
     for seed in sorted(by_seed, key=str)
   ]
 
 
-class _Seed:
+class _Seed(NamedTuple):
   """The metrics of one seed, {cell: {name: value}}, as curves over w."""
 
-  def __init__(self, found, distance, score, main):
-    self._found, self._distance, self._score = found, distance, score
-    self._main = main
+  found: dict
+  distance: str
+  score: str
+  p_uncond: float
+  T: int
 
   def metrics(self, p_uncond=None, T=None, **fields):
     """Return {w: metrics}, by default of the main curve, in order of w."""
-    main_p_uncond, main_T = self._main
-    p_uncond = main_p_uncond if p_uncond is None else p_uncond
-    wanted = p_uncond, T or main_T, fields
+    p_uncond = self.p_uncond if p_uncond is None else p_uncond
     found = {
       cell.w: metrics
-      for cell, metrics in self._found.items()
-      if (cell.p_uncond, cell.T, dict(cell.fields)) == wanted
+      for cell, metrics in self.found.items()
+      if cell[:2] == (p_uncond, T or self.T) and dict(cell.fields) == fields
     }
     return dict(sorted(found.items()))
 
@@ -219,10 +219,10 @@ class _Seed:
     return {w: m[name] for w, m in found if name in m}
 
   def distances(self, **at):
-    return self.values(self._distance, **at)
+    return self.values(self.distance, **at)
 
   def scores(self, **at):
-    return self.values(self._score, **at)
+    return self.values(self.score, **at)
 
   def frontier(self, only=None, also=(), **at):
     """Return [(score, distance)] in order of w.
@@ -233,47 +233,28 @@ class _Seed:
       **at: see `metrics`.
     """
     chosen = [m for w, m in self.metrics(**at).items() if not only or w in only]
-    return np.array(
-      [[m[self._score], m[self._distance]] for m in [*also, *chosen]]
-    ).reshape(-1, 2)
+    points = [[m[self.score], m[self.distance]] for m in [*also, *chosen]]
+    return np.array(points).reshape(-1, 2)
 
   def steps(self):
     """Return the values of T at the main p_uncond."""
-    return {
-      cell.T
-      for cell in self._found
-      if not cell.fields and cell.p_uncond == self._main[0]
-    }
+    cells = [cell for cell in self.found if cell.p_uncond == self.p_uncond]
+    return {cell.T for cell in cells if not cell.fields}
 
   def fields(self, name):
     """Return the values of a field that alone differs from the main curve."""
-    return {
-      value
-      for cell in self._found
-      for field, value in cell.fields
-      if field == name
-      and len(cell.fields) == 1
-      and (cell.p_uncond, cell.T) == self._main
-    }
+    cells = [k for k in self.found if k[:2] == (self.p_uncond, self.T)]
+    own = [cell.fields[0] for cell in cells if len(cell.fields) == 1]
+    return {value for field, value in own if field == name}
 
 
 def _claim(name, values, /, neutral=1.0, alike=None, pairs=None, **fields):
   """Yield (name, Claim), or nothing without values."""
-  kind = CLAIMS[name]
   if len(values):
-    yield (
-      name,
-      verdicts.Claim(
-        kind.text.format(**fields),
-        kind.source,
-        kind.statistic.format(**fields),
-        tuple(map(float, values)),
-        neutral,
-        alike,
-        name in PRIMARY,
-        pairs,
-      ),
-    )
+    source, text, statistic = (k.format(**fields) for k in CLAIMS[name])
+    values, primary = tuple(map(float, values)), name in PRIMARY
+    numbers = values, neutral, alike, primary, pairs
+    yield name, verdicts.Claim(text, source, statistic, *numbers)
 
 
 def _of_minima(name, above, below, /, **fields):
@@ -307,21 +288,15 @@ def _common(sets):
 # The claims, each from the curves of all seeds.
 
 
-def _is_small(w, small_w):
-  return 0 < w <= small_w
-
-
-def _small(curve, small_w):
-  return {w: value for w, value in curve.items() if _is_small(w, small_w)}
+def _split(curve, small_w):
+  """Return the parts of a curve at small w, and at w = 0 and large w."""
+  small = {w: value for w, value in curve.items() if 0 < w <= small_w}
+  return small, {w: value for w, value in curve.items() if w not in small}
 
 
 def _best_at_small_w(name, curves, small_w):
   if all(0 in curve for curve in curves):
-    small = [_small(curve, small_w) for curve in curves]
-    others = [
-      {w: value for w, value in curve.items() if not _is_small(w, small_w)}
-      for curve in curves
-    ]
+    small, others = zip(*(_split(k, small_w) for k in curves), strict=True)
     yield from _of_minima(name, others, small, small_w=small_w)
 
 
@@ -428,7 +403,7 @@ def _about_classifier(seeds, alike):
 
 
 def _about_temperature(seeds, small_w):
-  guided = [_small(seed.distances(), small_w) for seed in seeds]
+  guided = [_split(seed.distances(), small_w)[0] for seed in seeds]
   for name in ("score_scale", "noise_scale"):
     colder = [
       {

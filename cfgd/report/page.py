@@ -120,35 +120,26 @@ def _html(summary, drawn):
 def _progress(summary):
   """Return how many cells are done, what they share, and what they took."""
   results = summary.results
-  by_sampler = {}
-  for result in results:
-    by_sampler.setdefault(result.sampler, []).append(result)
-  kinds = sorted(
-    f"{sampler} sampler, v={_values(r.v for r in own)}, "
-    f"{_values(r.num_samples for r in own)} samples per cell"
-    for sampler, own in by_sampler.items()
-  )
-  seeds = sorted({r.cell.seed for r in results} - {None})
-  kinds += [f"seeds {', '.join(map(str, seeds))}"] if seeds else []
-  done = f"{len(results)} of {len(summary.cells)} cells"
-  return f"{'; '.join([done, *kinds])}. {_effort(results)}".strip()
+  parts = [f"{len(results)} of {len(summary.cells)} cells"]
+  for sampler in _distinct(r.sampler for r in results):
+    own = [r for r in results if r.sampler == sampler]
+    v = " or ".join(f"{v:g}" for v in _distinct(r.v for r in own))
+    size = " or ".join(f"{n}" for n in _distinct(r.num_samples for r in own))
+    parts.append(f"{sampler} sampler, v={v}, {size} samples per cell")
+  seeds = _distinct(r.cell.seed for r in results)
+  parts += [f"seeds {', '.join(map(str, seeds))}"] if seeds else []
+  text = "; ".join(parts) + "."
+  machines = " and ".join(_distinct(r.machine for r in results))
+  if machines:
+    training = sum(r.training_seconds or 0 for r in results) / 60
+    sampling = sum(r.seconds for r in results) / 60
+    text += f" Training took {training:.0f} minutes, sampling and scoring "
+    text += f"{sampling:.0f}, on {machines}."
+  return text
 
 
-def _values(values):
-  return " or ".join(f"{value:g}" for value in sorted(set(values)))
-
-
-def _effort(results):
-  """Return on what the cells were made, and in how long."""
-  machines = sorted({r.machine for r in results if r.machine})
-  if not machines:
-    return ""
-  training = sum(r.training_seconds or 0 for r in results)
-  sampling = sum(r.seconds for r in results)
-  return (
-    f"Training took {training / 60:.0f} minutes, sampling and scoring "
-    f"{sampling / 60:.0f}, on {' and '.join(machines)}."
-  )
+def _distinct(values):
+  return sorted(set(values) - {None})
 
 
 def results_table(summary):

@@ -49,11 +49,7 @@ def frontier_figure(curves, distance, score, title):
 def over_w_figure(curves, distance, score, real):
   """Plot distance and score over w; None if no point is finite.
 
-  Args:
-    curves: the lines.
-    distance: name of the metric that is better when lower.
-    score: name of the metric that is better when higher.
-    real: metrics of real images, drawn as dotted lines; {} for none.
+  The metrics of real images, {name: value}, become dotted lines.
   """
   fig = figure.Figure((5.0, 4.2), layout="constrained")
   return _draw(fig, [(0, 2), (0, 1)], curves, distance, score, "", real)

@@ -106,13 +106,7 @@ class Summary:
 
 
 def of_sweep(config, workdir, plan):
-  """Return the Summary of what a sweep has done so far.
-
-  Args:
-    config: ConfigDict of the sweep.
-    workdir: its folder.
-    plan: of `grid.plan`.
-  """
+  """Return the Summary of what a planned sweep has done so far."""
   cells = [planned.cell for planned in plan]
   real = evaluate.held_out(config, workdir)
   return Summary(config, cells, results_lib.read(plan), real)

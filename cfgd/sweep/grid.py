@@ -74,15 +74,14 @@ def _text(value):
 def cells(grids, sampling, seeds=()):
   """Return the cells of a union of products, each once.
 
+  They are ordered by seed, p_uncond, T, other fields and w: one training per
+  seed and p_uncond, one compilation per T and kind of sampler.
+
   Args:
     grids: name -> {"p_uncond", "T", "w", and any field of `sampling`}, each a
       sequence of values.
     sampling: values of the fields that a grid does not name.
     seeds: every cell runs with each of them; () for the config's own.
-
-  Returns:
-    List of Cell, ordered by seed, p_uncond, T, other fields and w: one training
-    per seed and p_uncond, one compilation per T and kind of sampler.
   """
   points = set()
   for axes in grids.values():
@@ -113,14 +112,13 @@ class Planned:
   """A cell with all that its run needs.
 
   Attributes:
-    cell: which point of the sweep.
-    config: the sweep's config with the cell's values.
+    config: the sweep's, with the values of the cell.
     run_dir: folder of the model's run.
-    folder: of the cell's results; its name ends in a digest of `settings`, so
-      changed settings make new cells in the same workdir.
-    settings: all that the cell's numbers depend on, by dotted field.
-    guide_config: config of the classifier that the sweep trains to guide this
-      cell; None if there is none.
+    folder: of the results; named by a digest of `settings`, so that changed
+      settings make new cells in the same workdir.
+    settings: all that the numbers depend on, by dotted field.
+    guide_config: of the classifier that the sweep trains to guide this cell;
+      None if there is none.
     guide_dir: folder of its run.
   """
 
@@ -133,24 +131,13 @@ class Planned:
   guide_dir: epath.Path | None = None
 
   def claim(self, *, write):
-    """Check that the folder holds results of these settings, if any.
-
-    Args:
-      write: record the settings in a folder that has none yet.
-
-    Raises:
-      errors.UserError: the results there were made with other defaults.
-    """
+    """Check that the folder is of these settings, see `settings.claim`."""
     path = self.folder / "settings.json"
     settings.claim(path, self.settings, _defaults(), write=write)
 
 
 def plan(config, workdir):
   """Plan a sweep: check every cell, and decide its config and its folders.
-
-  Args:
-    config: ConfigDict of configs/base.py's fields.
-    workdir: folder of the sweep.
 
   Returns:
     List of Planned in the order of `cells`.
@@ -218,8 +205,7 @@ def _settings(config, guide_config):
     **config_lib.flatten(metrics, "metrics."),
   }
   if guide_config is not None and "sampling.second_dir" in fields:
-    # The settings of the classifier stand for its path, which moves with the
-    # sweep.
+    # Named by what it is: its path moves with the sweep.
     del fields["sampling.second_dir"]
     guide = _model_settings(guide_config)
     fields |= {_CLASSIFIER + k: v for k, v in guide.items()}
@@ -239,19 +225,11 @@ def _defaults():
 def shard(planned, index, count):
   """Return the share of one of several jobs: a run of neighbouring cells.
 
-  Neighbours share a model and a compilation. The jobs get about equal numbers
-  of network evaluations.
-
-  Args:
-    planned: of `plan`.
-    index: of the job, from 1.
-    count: number of jobs.
+  Neighbours share a model and a compilation. The jobs, whose index counts from
+  1, get about equal numbers of network evaluations.
   """
-  ends = list(
-    itertools.accumulate(
-      one.cell.T * (2 if one.cell.w else 1) for one in planned
-    )
-  )
+  sizes = (one.cell.T * (2 if one.cell.w else 1) for one in planned)
+  ends = list(itertools.accumulate(sizes))
   middles = [(end + start) / 2 for start, end in itertools.pairwise([0, *ends])]
   return [
     one

@@ -76,12 +76,7 @@ def evaluations(config, second_share):
 
 
 def costs(config, plan):
-  """Return the Cost of each part of a sweep, trainings first.
-
-  Args:
-    config: ConfigDict of the sweep.
-    plan: of `grid.plan`.
-  """
+  """Return the Cost of each part of a planned sweep, trainings first."""
   one = networks.forward_flop(config)
   seeds = len({planned.cell.seed for planned in plan})
   parts = [
@@ -95,21 +90,25 @@ def costs(config, plan):
     parts.append(_training(name, classifier, share * one, seeds))
   # Cells of all seeds together, in the order within a seed.
   plan = sorted(plan, key=lambda planned: grid.order(planned.cell))
-  for _, members in itertools.groupby(plan, _group):
+  for _, members in itertools.groupby(
+    plan, lambda k: (k.cell.p_uncond, k.cell.T, k.cell.variant)
+  ):
     parts.append(_sampling(list(members), share, one))
   return parts
 
 
-def _group(planned):
-  return planned.cell.p_uncond, planned.cell.T, planned.cell.variant
+def _training(name, config, one, seeds):
+  images = config.train.steps * config.train.batch_size * seeds
+  name += f", {seeds} seeds" if seeds > 1 else ""
+  passes = _PASSES_OF_A_STEP
+  return Cost(name, 0, passes, images, images * passes * one)
 
 
 def _sampling(members, classifier_share, one):
   """Return the cost of cells that differ only in w and seed."""
   cell, config = members[0].cell, members[0].config
-  if members[0].guide_config is not None:
-    share = classifier_share
-  else:
+  share = classifier_share
+  if members[0].guide_config is None:
     share = _second_share(config, one)
   each = [
     evaluations(planned.config, 1.0 if share is None else share)
@@ -126,25 +125,17 @@ def _sampling(members, classifier_share, one):
 def _second_share(config, one):
   """Return the FLOP of sampling.second_dir's network as a part of the model's.
 
-  None if it is unknown, because it has not been trained yet.
+  None if it is unknown, because there is no run in this folder yet.
   """
-  folder = config.sampling.second_dir
   if config_lib.second_network(config) is None:
     return 0.0
-  if not folder:  # an earlier checkpoint of the model
+  if not config.sampling.second_dir:  # an earlier checkpoint of the model
     return 1.0
   try:
-    recorded = config_lib.from_dict(config_lib.read_recorded(folder))
+    recorded = config_lib.read_recorded(config.sampling.second_dir)
   except errors.UserError:
     return None
-  return networks.forward_flop(recorded) / one
-
-
-def _training(name, config, one, seeds):
-  images = config.train.steps * config.train.batch_size * seeds
-  name += f", {seeds} seeds" if seeds > 1 else ""
-  passes = _PASSES_OF_A_STEP
-  return Cost(name, 0, passes, images, images * passes * one)
+  return networks.forward_flop(config_lib.from_dict(recorded)) / one
 
 
 def table(parts, evaluations_per_second):
@@ -156,18 +147,11 @@ def table(parts, evaluations_per_second):
       the hardware makes; 0 if unknown, which leaves the hours out.
   """
   one = parts[0].flop / (parts[0].images * parts[0].evaluations)
-  total = Cost(
-    "in all",
-    cells=sum(part.cells for part in parts),
-    evaluations=math.nan,
-    images=sum(part.images for part in parts),
-    flop=sum(part.flop for part in parts),
-  )
+  cells, _, images, flop = map(sum, list(zip(*parts, strict=True))[1:])
   row = "{:34} {:>5} {:>13} {:>11} {:>11} {:>9}".format
   lines = [row("", "cells", "images", "evaluations", "PFLOP", "hours")]
-  for part in [*parts, total]:
-    count = part.flop / one
-    hours = ""
+  for part in [*parts, Cost("in all", cells, math.nan, images, flop)]:
+    count, hours = part.flop / one, ""
     if evaluations_per_second:
       hours = f"{count / evaluations_per_second / 3600:,.1f}"
     size = f"{part.images:,}", f"{count:.3g}", f"{part.flop / 1e15:,.3g}"
