@@ -26,6 +26,7 @@ from benchmarks import sample
 from cfgd import config as config_lib
 from cfgd import networks
 from cfgd.metrics import evaluate
+from cfgd.paper import report as report_lib
 from cfgd.sampling import generate
 from cfgd.sampling import sampler as sampler_lib
 from cfgd.sweep import runner
@@ -62,6 +63,11 @@ def one_axis(config, ws, num_steps):
   return config
 
 
+def sweep(config, workdir):
+  """Run a sweep as `experiments.sweep` does."""
+  runner.sweep(config, workdir, report_lib.writer(config))
+
+
 def points(config, workdir, ws, num_steps):
   """Run a sweep over some w; return the seconds of its parts, per point.
 
@@ -80,7 +86,7 @@ def points(config, workdir, ws, num_steps):
     times.append(time.perf_counter())
     seconds[:2] += np.diff(times)
   start = time.perf_counter()
-  runner.sweep(one_axis(config, ws, num_steps), workdir)
+  sweep(one_axis(config, ws, num_steps), workdir)
   seconds[2] = time.perf_counter() - start
   names = ("generate_and_store", "evaluate", "cell_and_report")
   return dict(zip(names, (seconds / len(ws)).tolist(), strict=True))
@@ -121,7 +127,7 @@ def compare(config, workdir, options):
   call, known = bare(config, options.T)
   machine.timed(call, 1)
   # Trains, compiles and reads the data.
-  runner.sweep(one_axis(config, [0.29], options.T), workdir)
+  sweep(one_axis(config, [0.29], options.T), workdir)
   rounds = []
   for number in range(options.repeats):
     alone = sum(machine.timed(call, options.points)) / options.points
@@ -154,10 +160,10 @@ def count_compilations(config, workdir, num_steps):
   A point at another T comes first: what else is pmapped, training and the
   network that scores, is compiled there, and what is left is the sampler.
   """
-  runner.sweep(one_axis(config, [0.0], num_steps + 1), workdir)
+  sweep(one_axis(config, [0.0], num_steps + 1), workdir)
   config = one_axis(config, [i / 10 for i in range(41)], num_steps)
   with Compilations() as compilations:
-    runner.sweep(config, workdir)
+    sweep(config, workdir)
   every = compilations.seconds
   return {
     "w_values": 41,
