@@ -21,15 +21,9 @@ BELOW = {
   "validation": {"runtime", "config", "diffusion", "settings", "data"},
   "networks": {"config", "models"},
 }
-_CORE = set(BELOW)
-BELOW |= {
-  "sampling": _CORE,
-  "training": _CORE | {"sampling"},
-  "metrics": _CORE | {"sampling", "training"},
-  "sweep": _CORE | {"sampling", "training", "metrics", "report", "paper"},
-  "report": _CORE | {"sampling", "training", "metrics", "sweep", "paper"},
-  "paper": _CORE | {"sampling", "training", "metrics", "sweep", "report"},
-}
+# Each may import all before it; a fork for another paper replaces the last.
+for _name in ("sampling", "training", "metrics", "sweep", "report", "paper"):
+  BELOW[_name] = set(BELOW)
 # Modules that take (config, workdir) and may need what training needs.
 FRONTS = {
   *("training.loop", "training.tasks", "training.importer"),
@@ -92,6 +86,17 @@ def test_imports_point_down(name, path):
   }
   # What an old run did not record is at its default, which base.py alone knows.
   assert outside == ({"configs.base"} if name == "config" else set())
+
+
+@pytest.mark.xfail(strict=True, reason="models and convert need each other")
+def test_folders_have_no_cycles():
+  graph = {}
+  for name, path in modules():
+    folder = folder_of(name)
+    graph.setdefault(folder, set()).update(ours_in(path) - {folder})
+  while free := {k for k, below in graph.items() if not below & set(graph)}:
+    graph = {k: below for k, below in graph.items() if k not in free}
+  assert not graph, graph
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()))
