@@ -16,9 +16,14 @@ import shutil
 import subprocess
 import sys
 
-from absl import app
 from absl import flags
+import jax
 import numpy as np
+
+from cfgd import build
+from cfgd.runtime import checkpoint
+from configs import embedded
+from experiments import launcher
 
 _BEFORE = flags.DEFINE_string("before", None, "Commit to compare with.")
 _AFTER = flags.DEFINE_string("after", "HEAD", "Commit to compare.")
@@ -134,22 +139,13 @@ def _pixels(one, other):
 
 def _params(folder, step):
   """Return the averaged parameters of a checkpoint as one vector."""
-  import jax
-
-  from cfgd.runtime import checkpoint
-  from configs import embedded
-
-  config = embedded.get_config()
-  from cfgd import build
-
-  shapes = build.param_shapes(config)
+  shapes = build.param_shapes(embedded.get_config())
   read = checkpoint.read_params(folder, step, shapes, "raw")
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(read)])
 
 
-def main(argv):
+def main():
   """Check out, train, sample, compare."""
-  del argv
   root = pathlib.Path(__file__).resolve().parent.parent
   out = pathlib.Path(_OUT.value).resolve()
   out.mkdir(parents=True, exist_ok=True)
@@ -191,4 +187,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launcher.run(main)

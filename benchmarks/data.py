@@ -1,51 +1,58 @@
-"""Images per second on one core: preparing them, and batches from them.
+"""Images per second of one core: preparing them, and reading batches.
 
   python -m benchmarks.data --json=DIR/data.json
 
-Every pipeline gets the same core, the same random images (nothing is gained by
-compression), the same batch size, shuffling, flips, and nothing to decode:
+Every pipeline gets the same core, the same random images (which do not
+compress), the same batch size, shuffling and flips, and nothing to decode:
 
-  cfgd        ArrayRecord by random access, the order of the whole set anew each
+  cfgd        ArrayRecord by random access, the whole set shuffled anew each
               epoch; data.pipeline as training uses it
   tf.data     TFRecord of the same examples, a shuffle buffer of 2,048, parsed
-              and flipped one by one (by the batch was slower)
+              and flipped one by one (batched parsing was slower)
   PyTorch     DataLoader without workers over a memory-mapped array
 
-They take turns, several rounds; the table has the medians. Time is that of the
-process on its core, all threads together, so that other work on the machine
-counts little. The files are warm in the page cache.
+They take turns for several rounds; the medians are printed. Time is the
+process's CPU time, all threads included, so that other work on the machine
+matters little. The files are in the page cache. No config is involved.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import io
 import itertools
-import json
 import os
 import pathlib
-import platform
 import statistics
-import sys
 import tempfile
 import time
 
+from absl import flags
 import cv2
 import numpy as np
 import PIL.Image
 
+from benchmarks import machine
 from cfgd.data import images
 from cfgd.data import pipeline
 from cfgd.data import prepared
 from cfgd.data import spec
+from experiments import launcher
 
 _JPEG = (375, 500)  # the usual size of ImageNet's
 _NUM_CLASSES = 1000
 _SHARDS = 128  # as data.prepare makes them
 _SHUFFLE_BUFFER = 2048
 _WRITTEN_AT_ONCE = 512
-_PACKAGES = ("array_record", "grain", "numpy", "opencv-python-headless")
-_PEERS = ("pillow", "tensorflow-cpu", "tensorflow-datasets", "torch")
+_PACKAGES = (
+  *("array_record", "grain", "numpy", "opencv-python-headless", "pillow"),
+  *("tensorflow-cpu", "tensorflow-datasets", "torch"),
+)
+
+_SIZES = flags.DEFINE_list("sizes", ["64", "128"], "Pixels per side.")
+_IMAGES = flags.DEFINE_integer("images", 16_384, "Images of a set.")
+_BATCH = flags.DEFINE_integer("batch", 256, "Images of a batch.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a turn.")
 
 
 def jpegs(number):
@@ -214,107 +221,81 @@ def _memory():
   return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure_batches(folder, size, options):
+def _turn(iterator):
+  return rate(iterator, _BATCH.value, _SECONDS.value)
+
+
+def measure_batches(folder, size):
   """Return median images per second of each pipeline at one size."""
-  batch_size = options.batch
-  path, tfrecord, array = make_set(folder, size, options.images)
+  batch_size, number = _BATCH.value, _IMAGES.value
+  path, tfrecord, array = make_set(folder, size, number)
   before = _memory()
   iterators = {"cfgd": ours(path, batch_size)}
-  rate(iterators["cfgd"], batch_size, options.seconds)
+  _turn(iterators["cfgd"])
   growth = _memory() - before
   iterators["tf.data"] = tf_data(tfrecord, batch_size, size)
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     importlib.metadata.version("torch")
     iterators["PyTorch"] = torch_loader(array, batch_size)
   rounds = [
-    {
-      name: rate(iterator, batch_size, options.seconds)
-      for name, iterator in iterators.items()
-    }
-    for _ in range(options.rounds)
+    {name: _turn(iterator) for name, iterator in iterators.items()}
+    for _ in range(_REPEATS.value)
   ]
-  medians = {
-    name: statistics.median(one[name] for one in rounds) for name in iterators
-  }
-  set_mb = options.images * size * size * 3 / 2**20
-  return {"images_per_second": medians, "rounds": rounds} | {
-    "memory_growth_mib": growth,
-    "set_mib": set_mb,
-  }
-
-
-def environment(core):
-  """Return what the numbers depend on."""
-  versions = {}
-  for package in _PACKAGES + _PEERS:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[package] = importlib.metadata.version(package)
   return {
-    "machine": platform.machine(),
-    "python": platform.python_version(),
-    "core": core,
-    "load": os.getloadavg()[0],
-    "versions": versions,
+    "images_per_second": {
+      name: statistics.median(one[name] for one in rounds) for name in iterators
+    },
+    "rounds": rounds,
+    "memory_growth_mib": growth,
+    "set_mib": number * size * size * 3 / 2**20,
   }
 
 
-def _parse(argv):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--images", type=int, default=16_384, help="of a set")
-  parser.add_argument("--batch", type=int, default=256)
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
-  parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-  parser.add_argument("--json", help="file to write")
-  return parser.parse_args(argv)
-
-
-def _report_prepare(folder, options):
+def _report_prepare(folder, sizes):
   encoded = jpegs(100)
   kilobytes = sum(map(len, encoded)) / len(encoded) / 1e3
-  found = {}
-  for size in options.sizes:
-    found[size] = statistics.median(
-      prepare_rate(encoded, size, folder) for _ in range(options.rounds)
+  report = {}
+  for size in sizes:
+    report[size] = statistics.median(
+      prepare_rate(encoded, size, folder) for _ in range(_REPEATS.value)
     )
     print(
       f"prepare {_JPEG[1]}x{_JPEG[0]} JPEG of {kilobytes:.0f} kB to {size}: "
-      f"{found[size]:,.0f} images/s",
+      f"{report[size]:,.0f} images/s",
       flush=True,
     )
-  return found
+  return report
 
 
-def _report_batches(folder, options):
-  found = {}
-  for size in options.sizes:
-    found[size] = one = measure_batches(folder, size, options)
+def _report_batches(folder, sizes):
+  report = {}
+  for size in sizes:
+    report[size] = one = measure_batches(folder, size)
     rates = one["images_per_second"].items()
     print(
-      f"batches of {options.batch} at {size}: "
+      f"batches of {_BATCH.value} at {size}: "
       + ", ".join(f"{name} {value:,.0f}" for name, value in rates)
       + f" images/s; cfgd took {one['memory_growth_mib']:.0f} MiB for a set of "
       f"{one['set_mib']:.0f} MiB",
       flush=True,
     )
-  return found
+  return report
 
 
-def main(argv):
-  """Print a table and write it as JSON if asked to."""
-  options = _parse(argv)
+def main():
+  """Measure, print, write JSON."""
   core = min(os.sched_getaffinity(0))
   os.sched_setaffinity(0, {core})
   cv2.setNumThreads(1)
-  report = environment(core)
+  sizes = list(map(int, _SIZES.value))
+  report = machine.environment(*_PACKAGES) | {"core": core}
   print(", ".join(f"{key} {value}" for key, value in report.items()))
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    report["prepare"] = _report_prepare(folder, options)
-    report["batches"] = _report_batches(folder, options)
-  if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    report["prepare"] = _report_prepare(folder, sizes)
+    report["batches"] = _report_batches(folder, sizes)
+  machine.write(report)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  launcher.run(main)

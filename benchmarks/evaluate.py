@@ -2,46 +2,50 @@
 
   python -m benchmarks.evaluate [--peer=DIR] [--memory=50000] [--json=FILE]
 
---peer is a checkout of pytorch-fid (its imports, torch and torchvision, must
-work): its network gets the same random weights and images, and the two are
-timed in turn in one process. On a CPU there is one device per core, as in `make
-demo`. --memory runs everything but the network at that many images and says
-what it took; precision, recall and KID then take minutes.
+--peer is a checkout of pytorch-fid (torch and torchvision must be installed):
+its network gets the same random weights and images and takes turns with ours in
+one process. On a CPU there is one device per core, unless XLA_FLAGS is set.
+--memory runs everything but the network on that many images and prints the
+process's peaks; precision, recall and KID then take minutes. No config is
+involved.
 """
 
-import argparse
-import json
 import os
 import pathlib
-import platform
 import resource
 import statistics
 import sys
 import tempfile
 import time
 
-if "--help" not in sys.argv:  # before JAX is imported
-  os.environ.setdefault(
-    "XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}"
-  )
-
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from benchmarks import machine
 from cfgd.convert import inception as inception_weights
 from cfgd.metrics import collect
 from cfgd.metrics import extract
 from cfgd.metrics import manifold
 from cfgd.metrics import scores
 from cfgd.models import inception
+from cfgd.runtime import distributed
+from experiments import launcher
 
-_GIB = 2**30
+_PEER = flags.DEFINE_string("peer", None, "Checkout of pytorch-fid.")
+_IMAGES = flags.DEFINE_integer("images", 128, "Images to take features of.")
+_SIZE = flags.DEFINE_integer("size", 64, "Pixels per side.")
+_BATCH = flags.DEFINE_integer("batch", 32, "Images per device.")
+_PEER_BATCH = flags.DEFINE_integer("peer_batch", 50, "Images of the peer's.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Turns.")
+_MEMORY = flags.DEFINE_integer("memory", 0, "Images to measure memory with.")
+_ONLY_MEMORY = flags.DEFINE_boolean("only_memory", False, "Nothing else.")
 
 
 def random_state():
-  """Return a state dict of Inception's names and shapes, of sane sizes."""
+  """Return a random state dict of Inception whose activations stay sane."""
   rng = np.random.default_rng(0)
   state = {}
   for key, shape in inception_weights.torch_shapes().items():
@@ -56,7 +60,7 @@ def random_state():
 def _ours(state, images, batch):
   """Return a function that computes our features of the images."""
   scorer = inception.scorer("pytorch_fid")
-  params = collect.distributed.replicate_locally(
+  params = distributed.replicate_locally(
     inception_weights.convert(state, path="random weights")
   )
 
@@ -68,7 +72,7 @@ def _ours(state, images, batch):
 
 
 def _peer(folder, state, images, batch):
-  """Return the same of pytorch-fid."""
+  """Return a function that computes pytorch-fid's features of the images."""
   sys.path.insert(0, str(pathlib.Path(folder) / "src"))
   import pytorch_fid.inception
   import torch
@@ -92,40 +96,27 @@ def _peer(folder, state, images, batch):
   return run
 
 
-def _alternate(runs, rounds):
-  """Return {name: [seconds]} of calls in turn, after one call of each."""
-  results = {name: run() for name, run in runs.items()}
-  seconds = {name: [] for name in runs}
-  for _ in range(rounds):
-    for name, run in runs.items():
-      begin = time.perf_counter()
-      run()
-      seconds[name].append(time.perf_counter() - begin)
-  return results, seconds
-
-
-def features_per_second(options):
+def features_per_second():
   """Time feature extraction, ours and the peer's in turn."""
   rng = np.random.default_rng(0)
-  shape = (options.images, options.size, options.size, 3)
-  images = rng.integers(0, 256, shape).astype(np.uint8)
+  number, size = _IMAGES.value, _SIZE.value
+  images = rng.integers(0, 256, (number, size, size, 3)).astype(np.uint8)
   state = random_state()
-  runs = {"cfgd": _ours(state, images, options.batch)}
-  if options.peer:
-    runs["pytorch-fid"] = _peer(options.peer, state, images, options.peer_batch)
-  results, seconds = _alternate(runs, options.rounds)
-  report = {
-    name: options.images / statistics.median(times)
-    for name, times in seconds.items()
-  }
-  for name, rate in report.items():
-    spread = [round(options.images / one, 2) for one in seconds[name]]
-    print(f"  {name}: {rate:.2f} images/s, rounds {spread}")
-  if options.peer:
+  runs = {"cfgd": _ours(state, images, _BATCH.value)}
+  if _PEER.value:
+    runs["pytorch-fid"] = _peer(_PEER.value, state, images, _PEER_BATCH.value)
+  timings = machine.in_turns(runs, _REPEATS.value)
+  report = {}
+  for name, timing in timings.items():
+    report[name] = number / statistics.median(timing.seconds)
+    rounds = [round(number / one, 2) for one in timing.seconds]
+    print(f"  {name}: {report[name]:.2f} images/s, rounds {rounds}")
+  if _PEER.value:
+    theirs = timings["pytorch-fid"].result
+    apart = np.abs(timings["cfgd"].result - theirs).max()
     report["ratio"] = report["cfgd"] / report["pytorch-fid"]
-    theirs = results["pytorch-fid"]
     report["max_deviation_over_rms"] = float(
-      np.abs(results["cfgd"] - theirs).max() / np.sqrt((theirs**2).mean())
+      apart / np.sqrt((theirs**2).mean())
     )
     print(
       f"  ratio {report['ratio']:.2f}, largest deviation of a feature "
@@ -142,7 +133,7 @@ def _by_sqrtm(mean_1, cov_1, mean_2, cov_2):
   )
 
 
-def frechet_seconds(options):
+def frechet_seconds():
   """Time the Frechet distance of 2048 features, and SciPy's sqrtm."""
   rng = np.random.default_rng(0)
   dim = inception.NUM_FEATURES
@@ -158,10 +149,12 @@ def frechet_seconds(options):
     ),
     "scipy.linalg.sqrtm": lambda: _by_sqrtm(*both),
   }
-  results, seconds = _alternate(runs, options.rounds)
-  report = {name: statistics.median(times) for name, times in seconds.items()}
+  timings = machine.in_turns(runs, _REPEATS.value)
+  report = {
+    name: statistics.median(timing.seconds) for name, timing in timings.items()
+  }
   for name, median in report.items():
-    print(f"  {name}: {median:.2f} s, distance {results[name]:.9g}")
+    print(f"  {name}: {median:.2f} s, distance {timings[name].result:.9g}")
   slow = report["scipy.linalg.sqrtm"]
   for name in list(report)[:2]:
     print(f"  {name}: {slow / report[name]:.1f} times as fast")
@@ -198,12 +191,11 @@ def _cheap_scorer(params, images):
 
 
 def _peak():
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / machine.GIB
 
 
-def memory(options):
+def memory(count):
   """Collect and score many images, and report the process's peaks."""
-  count = options.memory
   width = inception.NUM_FEATURES + inception.NUM_CLASSES + inception.NUM_SPATIAL
   params = np.float32(np.random.default_rng(0).normal(size=(192, width)))
   report = {"images": count, "start_gib": _peak()}
@@ -217,13 +209,12 @@ def memory(options):
       chunk_size=1024,
       batch_size=64,
     )
-    report["disk_gib"] = (
-      sum(path.stat().st_size for path in pathlib.Path(folder).iterdir()) / _GIB
-    )
+    sizes = [path.stat().st_size for path in pathlib.Path(folder).iterdir()]
+    report["disk_gib"] = sum(sizes) / machine.GIB
   report["collected_gib"] = _peak()
   for moments in (collected.features, collected.spatial):
-    statistics_ = scores.mean_and_covariance(moments)
-    scores.frechet_distance(*statistics_, *statistics_)
+    found = scores.mean_and_covariance(moments)
+    scores.frechet_distance(*found, *found)
   scores.inception_score(collected.probabilities, 10, np.random.default_rng(0))
   report["fid_sfid_is_gib"] = _peak()
   print(f"  {report}", flush=True)
@@ -239,41 +230,24 @@ def memory(options):
   return report
 
 
-def _parse(argv):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--peer", help="checkout of pytorch-fid")
-  parser.add_argument("--images", type=int, default=128)
-  parser.add_argument("--size", type=int, default=64, help="pixels per side")
-  parser.add_argument("--batch", type=int, default=32, help="per device")
-  parser.add_argument("--peer_batch", type=int, default=50)
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--memory", type=int, default=0, help="images")
-  parser.add_argument("--only_memory", action="store_true")
-  parser.add_argument("--json", help="file to write")
-  return parser.parse_args(argv)
-
-
-def main(argv):
-  """Print the figures and write them as JSON if asked to."""
-  options = _parse(argv)
-  report = {
-    "devices": f"{jax.local_device_count()} {jax.default_backend()}",
-    "machine": platform.machine(),
-    "cores": os.cpu_count(),
-    "jax": jax.__version__,
-  }
+def main():
+  """Measure, print, write JSON."""
+  report = machine.environment()
   print(", ".join(f"{key} {value}" for key, value in report.items()))
-  if not options.only_memory:
-    print(f"features of {options.images} images, {options.size} pixels:")
-    report["features"] = features_per_second(options)
+  if not _ONLY_MEMORY.value:
+    print(f"features of {_IMAGES.value} images, {_SIZE.value} pixels:")
+    report["features"] = features_per_second()
     print("Frechet distance of 2048 features:")
-    report["frechet"] = frechet_seconds(options)
-  if options.memory:
+    report["frechet"] = frechet_seconds()
+  if _MEMORY.value:
     print("peak memory without the network:")
-    report["memory"] = memory(options)
-  if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    report["memory"] = memory(_MEMORY.value)
+  machine.write(report)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  # One device per core.
+  os.environ.setdefault(
+    "XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}"
+  )
+  launcher.run(main)

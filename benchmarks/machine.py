@@ -1,27 +1,37 @@
-"""What all benchmarks share: the machine, its peak, and how to time a call."""
+"""What the benchmarks share: the machine, timing, rates and the report."""
 
-import ast
-import importlib
+import contextlib
+import dataclasses
+import importlib.metadata
 import json
 import os
+import pathlib
 import platform
 import statistics
 import time
 
+from absl import flags
 import flax
 import jax
 import jax.numpy as jnp
-
-from cfgd.runtime import xla
-
-xla.set_options()
+from ml_collections import config_flags
 
 GIB = 2**30
+_PEAK_REPEATS = 5
+
+_JSON = flags.DEFINE_string("json", None, "File to write the report to.")
+_MATMUL = flags.DEFINE_integer(
+  "matmul", 4096, "Side of the matrices whose product measures the peak."
+)
 
 
-def environment():
-  """Return what the numbers depend on."""
+def environment(*packages):
+  """Return what the numbers depend on, with the versions of some packages."""
   device = jax.devices()[0]
+  versions = {"jax": jax.__version__, "flax": flax.__version__}
+  for package in packages:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[package] = importlib.metadata.version(package)
   return {
     "platform": device.platform,
     "device": device.device_kind,
@@ -29,41 +39,19 @@ def environment():
     "cores": len(os.sched_getaffinity(0)),
     "machine": platform.machine(),
     "python": platform.python_version(),
-    "jax": jax.__version__,
-    "flax": flax.__version__,
+    "load": os.getloadavg()[0],
+    **versions,
   }
 
 
-def add_config_arguments(parser, default):
-  """Add the options of `load_config` to an argparse parser."""
-  parser.add_argument("--config", default=default, help="name in configs/")
-  parser.add_argument(
-    "--set",
-    action="append",
-    default=[],
-    metavar="SECTION.FIELD=VALUE",
-    help="override a field of the config; may be repeated",
-  )
-
-
-def load_config(options):
-  """Return the config that `add_config_arguments` describes."""
-  config = importlib.import_module(f"configs.{options.config}").get_config()
-  for override in options.set:
-    field, _, text = override.partition("=")
-    *sections, name = field.split(".")
-    section = config
-    for part in sections:
-      section = section[part]
-    try:
-      section[name] = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-      section[name] = text  # a string without quotes
-  return config
+def config_name():
+  """Return the name of the --config file, such as "imagenet64"."""
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  return pathlib.Path(path).stem
 
 
 def timed(call, repeats):
-  """Return the seconds of each call; its results are waited for."""
+  """Return the seconds of each call, results included."""
   seconds = []
   for _ in range(repeats):
     start = time.perf_counter()
@@ -72,42 +60,77 @@ def timed(call, repeats):
   return seconds
 
 
-def spread(seconds):
-  """Return the median and the extremes of some timings."""
+@dataclasses.dataclass
+class Timing:
+  """The result of a first, untimed call, and the times of those after it."""
+
+  result: object
+  seconds: list
+  cpu_seconds: list
+
+
+def in_turns(calls, repeats):
+  """Time functions in turn; returns {name: Timing}."""
+  timings = {
+    name: Timing(jax.block_until_ready(call()), [], [])
+    for name, call in calls.items()
+  }
+  for _ in range(repeats):
+    for name, call in calls.items():
+      start = time.process_time()
+      timings[name].seconds += timed(call, 1)
+      timings[name].cpu_seconds.append(time.process_time() - start)
+  return timings
+
+
+def spread(values):
+  """Return the median and the extremes of some measurements."""
   return {
-    "median": statistics.median(seconds),
-    "min": min(seconds),
-    "max": max(seconds),
+    "median": statistics.median(values),
+    "min": min(values),
+    "max": max(values),
   }
 
 
-def matmul_peak(dtype, size, repeats):
-  """Measure the FLOP/s of a large square matrix product on one device.
+def rates(flop, seconds, dtype):
+  """Return FLOP/s of a device, also as a fraction of a matrix product's."""
+  peak = _matmul_peak(dtype)
+  return {
+    "flop_per_second_and_device": flop / seconds,
+    "matmul_flop_per_second": peak,
+    "fraction_of_matmul_peak": flop / seconds / peak,
+  }
 
-  Args:
-    dtype: of the factors, "float32" or "bfloat16".
-    size: side of the matrices.
-    repeats: products of which the fastest counts.
-  """
+
+def describe_rates(report):
+  """Return the `rates` in a report as text."""
+  return (
+    f"{report['flop_per_second_and_device'] / 1e12:.3g} TFLOP/s = "
+    f"{report['fraction_of_matmul_peak']:.0%} of matmul"
+  )
+
+
+def _matmul_peak(dtype):
+  """Measure the FLOP/s of a large square matrix product on one device."""
+  size = _MATMUL.value
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (size, size), dtype) for key in keys)
   product = jax.jit(jnp.matmul)
   jax.block_until_ready(product(a, b))
-  return 2 * size**3 / min(timed(lambda: product(a, b), repeats))
+  return 2 * size**3 / min(timed(lambda: product(a, b), _PEAK_REPEATS))
 
 
 def peak_gib(compiled):
-  """Return (arguments, what the program needs besides) in GiB per device."""
+  """Return (arguments, everything else) of a program in GiB per device."""
   memory = compiled.memory_analysis()
-  # Donated arguments become results: their place is counted once.
+  # Donated arguments become results and are counted once.
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  besides = memory.temp_size_in_bytes + results
-  return memory.argument_size_in_bytes / GIB, besides / GIB
+  other = memory.temp_size_in_bytes + results
+  return memory.argument_size_in_bytes / GIB, other / GIB
 
 
-def write_json(path, report):
-  """Write a report where a path is given."""
-  if path:
-    with open(path, "w") as file:
-      json.dump(report, file, indent=2)
-      file.write("\n")
+def write(report):
+  """Write a report to --json, if given."""
+  if _JSON.value:
+    text = json.dumps(report, indent=2)
+    pathlib.Path(_JSON.value).write_text(text + "\n")

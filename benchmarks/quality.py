@@ -2,47 +2,52 @@
 
   python -m benchmarks.quality --workdir=runs/quality --json=FILE
 
-Trains the embedded model where the folder has none, and samples and scores it
-as the experiments do. The quality is that of the ancestral sampler at the
-largest T with guidance everywhere: the worst of its sampling seeds. A sampler
-has reached it at the smallest T whose mean over the seeds is no worse. Every
-sampler is tried with every guidance interval, T rising, until it is there. The
-same command again goes on; a measurement is kept in the folder.
+Trains the embedded model if the folder has none, then samples and scores it as
+the experiments do. The target is the quality of the ancestral sampler at the
+largest T with guidance everywhere, in its worst sampling seed. A sampler
+reaches it at the smallest T whose mean over the seeds is no worse. Every
+sampler is tried with every guidance interval at rising T until it reaches the
+target. Measurements are kept in the folder, so the same command resumes.
 
 Evaluations are forward passes per image, both branches counted. Seconds are
-those of the fastest seed, compilation left out as far as the first seed pays
-for it; they belong to the machine, the evaluations do not.
+those of the fastest seed, as the first one may include compilation; they depend
+on the machine, the evaluations do not.
 """
 
-import argparse
 import json
 import math
 import statistics
-import sys
 import time
 
+from absl import flags
 from etils import epath
-import jax
 
 from benchmarks import machine
 from cfgd import validation
 from cfgd.metrics import evaluate
-from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.sampling import generate
 from cfgd.sweep import planner
 from cfgd.training import loop
+from experiments import launcher
 
 _EVERYWHERE = ()
 _INTERVALS = (_EVERYWHERE, (-4.0, 4.0), (-2.0, 6.0))
 _DISTANCE = "fd_embedded"
 
+_CONFIG = launcher.define_config("embedded.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEPS = flags.DEFINE_list("T", [8, 16, 32, 64, 128, 256], "T to try.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds.")
+flags.mark_flag_as_required("workdir")
+
 
 def at(config, sampler, interval, num_steps, seed):
   """Return the config of one set of samples."""
   config = config.copy_and_resolve_references()
-  config.sampling.sampler, config.sampling.interval = sampler, interval
-  config.sampling.T, config.sampling.seed = num_steps, seed
+  config.sampling.update(
+    sampler=sampler, interval=interval, T=num_steps, seed=seed
+  )
   return config
 
 
@@ -50,7 +55,7 @@ class Measurements:
   """Distances and seconds of sets of samples, kept in a file."""
 
   def __init__(self, config, workdir):
-    """Read what the folder has."""
+    """Read the measurements that the folder has."""
     self._config, self._workdir = config, workdir
     self._path = workdir / "quality.json"
     self._known = (
@@ -58,7 +63,7 @@ class Measurements:
     )
 
   def measure(self, sampler, interval, num_steps, seed):
-    """Return {"distance", "seconds"}; makes the samples if need be."""
+    """Return {"distance", "seconds"}, sampling what is missing."""
     config = at(self._config, sampler, interval, num_steps, seed)
     checkpoint = self._config.train.steps
     what = generate.settings(config, self._workdir, checkpoint, None)
@@ -77,7 +82,7 @@ class Measurements:
     return self._known[key]
 
   def row(self, sampler, interval, num_steps, seeds):
-    """Return what is known of one sampler at one T."""
+    """Measure one sampler at one T; returns a row of the table."""
     sets = [
       self.measure(sampler, interval, num_steps, seed) for seed in range(seeds)
     ]
@@ -106,16 +111,15 @@ def _line(row):
   )
 
 
-def search(measurements, options):
-  """Return (the row that sets the quality, rows by trial, those that reach)."""
-  grid = sorted(options.T)
-  goal = measurements.row("ancestral", _EVERYWHERE, grid[-1], options.seeds)
+def search(measurements, grid, seeds):
+  """Return (row that sets the target, all rows, rows that reach it)."""
+  goal = measurements.row("ancestral", _EVERYWHERE, grid[-1], seeds)
   limit = max(goal["distances"])
   rows, reached = [], []
   for sampler in validation.SAMPLERS:
     for interval in _INTERVALS:
       for num_steps in grid:
-        row = measurements.row(sampler, interval, num_steps, options.seeds)
+        row = measurements.row(sampler, interval, num_steps, seeds)
         rows.append(row)
         if row["mean"] <= limit:
           reached.append(row)
@@ -123,39 +127,24 @@ def search(measurements, options):
   return goal, rows, reached
 
 
-def _parse(argv):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  machine.add_config_arguments(parser, "embedded")
-  parser.add_argument("--workdir", required=True)
-  parser.add_argument(
-    "--T", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256]
-  )
-  parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--json", help="file to write")
-  return parser.parse_args(argv)
-
-
-def main(argv):
-  """Train, measure, print which reach the quality, write JSON."""
-  options = _parse(argv)
-  config = machine.load_config(options)
-  workdir = epath.Path(options.workdir)
+def main():
+  """Train, measure, print which samplers reach the target, write JSON."""
+  config = _CONFIG.value
+  workdir = epath.Path(_WORKDIR.value)
   loop.train(config, workdir)
   evaluate.prepare(config, workdir)
-  goal, rows, reached = search(Measurements(config, workdir), options)
-  print(f"\nReached {max(goal['distances']):.2f}, the worst seed of the first:")
+  goal, rows, reached = search(
+    Measurements(config, workdir), sorted(map(int, _STEPS.value)), _SEEDS.value
+  )
+  print(f"\nReached {max(goal['distances']):.2f}, the target's worst seed:")
   for row in reached:
     print(_line(row))
-  machine.write_json(
-    options.json,
+  machine.write(
     machine.environment()
-    | {"devices": jax.device_count(), "w": config.sampling.w}
-    | {"goal": goal, "rows": rows, "reached": reached},
+    | {"w": config.sampling.w}
+    | {"goal": goal, "rows": rows, "reached": reached}
   )
 
 
 if __name__ == "__main__":
-  try:
-    main(sys.argv[1:])
-  except errors.UserError as error:
-    sys.exit(f"error: {error}")
+  launcher.run(main)

@@ -1,46 +1,40 @@
 """Time guided sampling with a config's network and fresh weights.
 
-  python -m benchmarks.sample --config=imagenet64 --batch=256 --T=16
-      --set model.dtype=bfloat16 --json=DIR/sample.json
+  python -m benchmarks.sample --config=configs/imagenet64.py --batch=256 --T=16
+      --config.model.dtype=bfloat16 --json=DIR/sample.json
 
-The sampler is sampling's own: both branches of classifier-free guidance at each
-of T noise levels (w=0 in the config leaves one).
+Runs sampling's own program: both branches of classifier-free guidance at each
+of T noise levels (one branch with --config.sampling.w=0).
 """
 
-import argparse
-import sys
 import time
 
+from absl import flags
 import numpy as np
 
 from benchmarks import machine
-from cfgd import networks
-from cfgd.runtime import distributed
-from cfgd.sampling import configured
-from cfgd.sampling import sampler as sampler_lib
+from benchmarks import programs
+from cfgd import build
+from experiments import launcher
+
+_CONFIG = launcher.define_config("imagenet64.py")
+_BATCH = flags.DEFINE_integer("batch", None, "Images, over all devices.")
+_STEPS = flags.DEFINE_integer("T", 4, "Network evaluations per branch.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls, after one untimed.")
+_PASSES = flags.DEFINE_enum(
+  "passes", None, ["1", "2"], "One of 2B or two of B; default: the platform's."
+)
+flags.mark_flag_as_required("batch")
 
 
-def make_call(config, batch_size, num_steps, two_passes):
-  """Return (pmapped sampler, its arguments) for random weights.
-
-  The last layer of a fresh network is zero; that changes no timing.
-  """
-  config = config.copy_and_resolve_references()
-  config.sampling.T = num_steps
-  params = networks.initial_params(config), None
-  index = np.arange(batch_size)
-  arguments = configured.arguments(
-    config,
-    distributed.replicate_locally(params),
-    index,
-    (index % config.data.num_classes).astype(np.int32),
-  )
-  run = configured.make_sampler(config, two_passes=two_passes)
-  return run, arguments
+def _two_passes():
+  if _PASSES.value is None:
+    return build.prefers_two_passes()
+  return _PASSES.value == "2"
 
 
 def measure(config, batch_size, num_steps, repeats, two_passes):
-  """Compile and time the sampler.
+  """Compile and time the sampler; returns the report.
 
   Args:
     config: ConfigDict.
@@ -48,78 +42,52 @@ def measure(config, batch_size, num_steps, repeats, two_passes):
     num_steps: T, network evaluations per branch.
     repeats: timed calls after one untimed one.
     two_passes: see `diffusion.classifier_free_guidance`.
-
-  Returns:
-    Dict of images per second, seconds per evaluation, and memory.
   """
-  run, arguments = make_call(config, batch_size, num_steps, two_passes)
+  run, arguments = programs.sampler(
+    config, batch_size, num_steps, two_passes=two_passes
+  )
   start = time.perf_counter()
   compiled = run.lower(*arguments).compile()
   compile_seconds = time.perf_counter() - start
-  held, besides = machine.peak_gib(compiled)
   _, finite = compiled(*arguments)
   seconds = machine.timed(lambda: compiled(*arguments), repeats)
-  median = machine.spread(seconds)["median"]
-  return {
+  per_evaluation = machine.spread(seconds)["median"] / num_steps
+  report = machine.environment()
+  branches = 1 if config.sampling.w == 0 else 2
+  images = branches * batch_size / report["devices"]
+  flop = build.forward_flop(config) * images
+  return report | {
     "batch_size": batch_size,
     "T": num_steps,
     "w": config.sampling.w,
     "two_passes": two_passes,
     "dtype": config.model.dtype,
     "images_per_second": machine.spread([batch_size / s for s in seconds]),
-    "seconds_per_evaluation": median / num_steps,
-    "peak_gib": held + besides,
+    "seconds_per_evaluation": per_evaluation,
+    "peak_gib": sum(machine.peak_gib(compiled)),
     "compile_seconds": compile_seconds,
     "finite": bool(np.all(finite)),
+    **machine.rates(flop, per_evaluation, config.model.dtype),
   }
 
 
-def main(argv):
+def main():
   """Measure, print, write JSON."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  machine.add_config_arguments(parser, "imagenet64")
-  parser.add_argument("--batch", type=int, required=True)
-  parser.add_argument("--T", type=int, default=4)
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument(
-    "--passes",
-    type=int,
-    choices=(1, 2),
-    help="one of 2B or two of B; by default what the platform prefers",
+  report = measure(
+    _CONFIG.value, _BATCH.value, _STEPS.value, _REPEATS.value, _two_passes()
   )
-  parser.add_argument("--matmul", type=int, default=4096, help="side, of peak")
-  parser.add_argument("--json", help="file to write")
-  options = parser.parse_args(argv)
-  config = machine.load_config(options)
-  two_passes = (
-    options.passes == 2 if options.passes else sampler_lib.prefers_two_passes()
-  )
-  report = machine.environment() | measure(
-    config, options.batch, options.T, options.repeats, two_passes
-  )
-  branches = 1 if config.sampling.w == 0 else 2
-  work = (
-    networks.forward_flop(config) * branches * options.batch / report["devices"]
-  )
-  rate = work / report["seconds_per_evaluation"]
-  peak = machine.matmul_peak(config.model.dtype, options.matmul, 5)
-  report |= {
-    "flop_per_second_and_device": rate,
-    "matmul_flop_per_second": peak,
-    "fraction_of_matmul_peak": rate / peak,
-  }
   print(
-    f"{options.config}, {report['dtype']}, batch {options.batch} on "
-    f"{report['devices']} x {report['device']}, T={options.T}, "
-    f"w={report['w']:g}, {'two passes' if two_passes else 'one pass'}: "
-    f"{report['seconds_per_evaluation']:.3g} s per guided evaluation, "
+    f"{machine.config_name()}, {report['dtype']}, batch {_BATCH.value} on "
+    f"{report['devices']} x {report['device']}, T={_STEPS.value}, "
+    f"w={report['w']:g}, {'two passes' if report['two_passes'] else 'one pass'}"
+    f": {report['seconds_per_evaluation']:.3g} s per guided evaluation, "
     f"{report['images_per_second']['median']:.3g} images/s, "
-    f"{rate / 1e12:.3g} TFLOP/s = {rate / peak:.0%} of matmul, peak "
-    f"{report['peak_gib']:.2f} GiB, compiled in "
-    f"{report['compile_seconds']:.0f} s, finite: {report['finite']}"
+    f"{machine.describe_rates(report)}, peak {report['peak_gib']:.2f} GiB, "
+    f"compiled in {report['compile_seconds']:.0f} s, "
+    f"finite: {report['finite']}"
   )
-  machine.write_json(options.json, report)
+  machine.write(report)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  launcher.run(main)

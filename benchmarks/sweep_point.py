@@ -1,50 +1,59 @@
-"""What a point of a sweep costs beside its network evaluations alone.
+"""What a point of a sweep costs beyond its network evaluations.
 
-  python -m benchmarks.sweep_point --config=sweep_embedded --json=FILE
+  python -m benchmarks.sweep_point --config=configs/sweep_embedded.py
+      --json=FILE
 
-Points, as `experiments.sweep` runs them: samples made and stored, scored, the
-cells written and the report, which a sweep draws at its end and once a minute.
-Beside them the bare compiled sampler on as many images. They take turns; what
-counts is the median of the overheads. Then a sweep over 41 values of w at one T
-counts what is really compiled: more than one compilation of the sampler is a
-failure, exit code 1.
+Runs points as `experiments.sweep` does: samples made, stored and scored, cells
+written, and the report, which a sweep draws at its end and once a minute.
+The bare compiled sampler on as many images takes turns with them; the result is
+the median of the overheads. Then a sweep over 41 values of w at one T counts
+compilations: more than one of the sampler is a failure, exit code 1.
 
-The model is trained for --train_steps only: how good it is changes no timing.
+The model is trained for --train_steps only: its quality changes no timing.
 """
 
-import argparse
-import sys
 import tempfile
 import time
 
+from absl import flags
 from etils import epath
 import jax
 import numpy as np
 
 from benchmarks import machine
-from benchmarks import sample
-from cfgd import config as config_lib
-from cfgd import networks
+from benchmarks import programs
+from cfgd import build
 from cfgd.metrics import evaluate
+from cfgd.runtime import errors
 from cfgd.sampling import generate
-from cfgd.sampling import sampler as sampler_lib
+from cfgd.sweep import grid
 from cfgd.sweep import runner
+from experiments import launcher
+
+_CONFIG = launcher.define_config("sweep_embedded.py")
+_STEPS = flags.DEFINE_integer("T", 16, "Network evaluations per branch.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns.")
+_POINTS = flags.DEFINE_integer("points", 3, "Points of each turn.")
+_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 2, "Steps of training.")
+_COUNT_IMAGES = flags.DEFINE_integer(
+  "count_images", 20, "Images of each w where compilations are counted."
+)
 
 _P_UNCOND = 0.1
 _PMAPPED = "jit(_fun)"  # what JAX calls every pmapped function
 
 
 class Compilations:
-  """Names and seconds of everything that is compiled while it is entered."""
+  """Record the name and seconds of every compilation inside the block."""
 
   def __enter__(self):
-    """Start to listen."""
+    """Start listening."""
     self.seconds = {}
     jax.monitoring.register_event_duration_secs_listener(self._note)
     return self
 
   def __exit__(self, *_):
-    """Stop to listen."""
+    """Stop listening."""
     jax.monitoring.unregister_event_duration_listener(self._note)
 
   def _note(self, event, seconds, **about):
@@ -55,23 +64,22 @@ class Compilations:
 def one_axis(config, ws, num_steps):
   """Return the config of a sweep over w alone."""
   config = config.copy_and_resolve_references()
-  for name in list(config.sweep.grids):
-    del config.sweep.grids[name]
   axes = {"p_uncond": (_P_UNCOND,), "T": (num_steps,), "w": tuple(ws)}
-  config.sweep.grids.main = axes
+  with config.unlocked():
+    config.sweep.grids = {"main": axes}
   return config
 
 
 def points(config, workdir, ws, num_steps):
   """Run a sweep over some w; return the seconds of its parts, per point.
 
-  What is sampled and scored here is found by the sweep, which is left with the
-  rest: looking for both, the cells' files, the report.
+  The sweep finds its samples and scores made, so its own time is the rest:
+  looking for both, the cells' files, the report.
   """
   run_dir = workdir / "runs" / f"p{_P_UNCOND:g}"
   seconds = np.zeros(3)
   for w in ws:
-    cell = config_lib.cell_config(config, p_uncond=_P_UNCOND, w=w, T=num_steps)
+    cell = grid.cell_config(config, p_uncond=_P_UNCOND, w=w, T=num_steps)
     cell.metrics.feature_dir = str(workdir / "feature_net")
     times = [time.perf_counter()]
     samples = generate.generate(cell, run_dir)
@@ -90,49 +98,46 @@ def bare(config, num_steps):
   """Compile the sampler alone.
 
   Returns:
-    (call that makes the images of a point and keeps none of them, what is
-    known of its program).
+    (call that makes the images of a point and stores none, facts about its
+    program).
   """
   sampling = config.sampling
   rows = sampling.batch_size * jax.local_device_count()
-  run, arguments = sample.make_call(
-    config, rows, num_steps, sampler_lib.prefers_two_passes()
-  )
+  run, arguments = programs.sampler(config, rows, num_steps)
   start = time.perf_counter()
   compiled = run.lower(*arguments).compile()
-  seconds = time.perf_counter() - start
-  held, besides = machine.peak_gib(compiled)
   calls = -(-sampling.num_samples // rows)
-  known = {
-    "compile_seconds": seconds,
-    "peak_gib": held + besides,
+  facts = {
+    "compile_seconds": time.perf_counter() - start,
+    "peak_gib": sum(machine.peak_gib(compiled)),
     "images_with_filling": calls * rows,
   }
-  return lambda: [compiled(*arguments) for _ in range(calls)], known
+  return lambda: [compiled(*arguments) for _ in range(calls)], facts
 
 
-def compare(config, workdir, options):
+def compare(config, workdir, num_steps, num_points, repeats):
   """Time points and their evaluations alone, in turns.
 
   Returns:
-    Dict of seconds, shares in percent of the evaluations, and the program's.
+    Dict of seconds, overheads in percent of the evaluations, and `bare`'s
+    facts.
   """
   config.sampling.w = 0.3
-  call, known = bare(config, options.T)
+  call, facts = bare(config, num_steps)
   machine.timed(call, 1)
   # Trains, compiles and reads the data.
-  runner.sweep(one_axis(config, [0.29], options.T), workdir)
+  runner.sweep(one_axis(config, [0.29], num_steps), workdir)
   rounds = []
-  for number in range(options.repeats):
-    alone = sum(machine.timed(call, options.points)) / options.points
-    first = number * options.points
-    ws = [round(0.3 + 0.001 * (first + i), 3) for i in range(options.points)]
-    parts = points(config, workdir, ws, options.T)
+  for number in range(repeats):
+    alone = sum(machine.timed(call, num_points)) / num_points
+    first = number * num_points
+    ws = [round(0.3 + 0.001 * (first + i), 3) for i in range(num_points)]
+    parts = points(config, workdir, ws, num_steps)
     rounds.append(parts | {"evaluations_alone": alone})
     print(", ".join(f"{k} {v:.2f} s" for k, v in rounds[-1].items()))
   seconds = {key: [row[key] for row in rounds] for key in rounds[0]}
   parts = [key for key in rounds[0] if key != "evaluations_alone"]
-  return known | {
+  return facts | {
     "seconds": {key: machine.spread(values) for key, values in seconds.items()},
     "overhead_percent": _overhead(rounds, parts),
     "overhead_of_sampling_percent": _overhead(rounds, ["generate_and_store"]),
@@ -140,7 +145,7 @@ def compare(config, workdir, options):
 
 
 def _overhead(rounds, parts):
-  """Return by how much some parts of a point exceed its evaluations."""
+  """Return by how many percent parts of a point exceed its evaluations."""
   ratios = [
     sum(row[part] for part in parts) / row["evaluations_alone"]
     for row in rounds
@@ -151,8 +156,8 @@ def _overhead(rounds, parts):
 def count_compilations(config, workdir, num_steps):
   """Return how often a sweep over 41 values of w compiles the sampler.
 
-  A point at another T comes first: what else is pmapped, training and the
-  network that scores, is compiled there, and what is left is the sampler.
+  A point at another T runs first and compiles the other pmapped functions,
+  training and the feature network, so that only the sampler is left.
   """
   runner.sweep(one_axis(config, [0.0], num_steps + 1), workdir)
   config = one_axis(config, [i / 10 for i in range(41)], num_steps)
@@ -166,82 +171,69 @@ def count_compilations(config, workdir, num_steps):
   }
 
 
-def _parse(argv):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  machine.add_config_arguments(parser, "sweep_embedded")
-  parser.add_argument("--T", type=int, default=16)
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--points", type=int, default=3, help="of each repeat")
-  parser.add_argument("--train-steps", type=int, default=2)
-  parser.add_argument(
-    "--count-images", type=int, default=20, help="of each w that is counted"
-  )
-  parser.add_argument("--matmul", type=int, default=4096, help="side, of peak")
-  parser.add_argument("--json", help="file to write")
-  return parser.parse_args(argv)
-
-
-def _measure(config, options):
+def _measure(config):
   with tempfile.TemporaryDirectory() as folder:
     workdir = epath.Path(folder)
-    report = compare(config, workdir / "points", options)
-    config.sampling.num_samples = options.count_images
-    config.sampling.batch_size = options.count_images
-    # A batch of its own: nothing compiled before can serve it.
-    report |= count_compilations(config, workdir / "count", options.T)
+    report = compare(
+      config,
+      workdir / "points",
+      _STEPS.value,
+      num_points=_POINTS.value,
+      repeats=_REPEATS.value,
+    )
+    # A batch size of its own: no program compiled so far fits it.
+    config.sampling.num_samples = _COUNT_IMAGES.value
+    config.sampling.batch_size = _COUNT_IMAGES.value
+    report |= count_compilations(config, workdir / "count", _STEPS.value)
   return report
 
 
-def _rates(config, report, options):
-  """Return what the network did while it ran alone."""
-  seconds = report["seconds"]["evaluations_alone"]["median"]
-  evaluations = 2 * options.T * report["images_with_filling"]
-  work = networks.forward_flop(config) * evaluations / jax.device_count()
-  peak = machine.matmul_peak(config.model.dtype, options.matmul, 5)
-  whole = sum(
-    spread["median"]
-    for key, spread in report["seconds"].items()
-    if key != "evaluations_alone"
-  )
+def _rates(config, report):
+  """Return the rate of a point, and the network's while it ran alone."""
+  medians = {key: value["median"] for key, value in report["seconds"].items()}
+  alone = medians.pop("evaluations_alone")
+  images = 2 * _STEPS.value * report["images_with_filling"]
+  flop = build.forward_flop(config) * images / jax.device_count()
+  number = config.sampling.num_samples
   return {
-    "T": options.T,
-    "num_samples": config.sampling.num_samples,
-    "images_per_second_of_the_point": config.sampling.num_samples / whole,
-    "flop_per_second_and_device": work / seconds,
-    "matmul_flop_per_second": peak,
-    "fraction_of_matmul_peak": work / seconds / peak,
+    "T": _STEPS.value,
+    "num_samples": number,
+    "images_per_second_of_the_point": number / sum(medians.values()),
+    **machine.rates(flop, alone, config.model.dtype),
   }
 
 
-def main(argv):
-  """Measure, print, write JSON; fail if the sampler was compiled again."""
-  options = _parse(argv)
-  config = machine.load_config(options)
-  config.train.steps = config.train.checkpoint_every = options.train_steps
-  config.train.sample_every = 0
+def main():
+  """Measure, print, write JSON; fail if the sampler compiled more than once."""
+  config = _CONFIG.value
+  config.train.update(
+    steps=_TRAIN_STEPS.value,
+    checkpoint_every=_TRAIN_STEPS.value,
+    sample_every=0,
+  )
   report = machine.environment() | _measure(
-    config.copy_and_resolve_references(), options
+    config.copy_and_resolve_references()
   )
-  report |= _rates(config, report, options)
-  whole, sampling = (
-    report[key]["median"]
-    for key in ("overhead_percent", "overhead_of_sampling_percent")
-  )
+  report |= _rates(config, report)
+  compilations = report["sampler_compilations"]
   print(
-    f"{options.config}, {report['num_samples']} images, T={options.T} on "
-    f"{report['devices']} x {report['device']}: a point costs "
-    f"{whole:.1f}% more than its evaluations alone "
-    f"(sampling and storing {sampling:.1f}%), "
+    f"{machine.config_name()}, {report['num_samples']} images, "
+    f"T={_STEPS.value} on {report['devices']} x {report['device']}: a point "
+    f"costs {report['overhead_percent']['median']:.1f}% more than its "
+    "evaluations alone (sampling and storing "
+    f"{report['overhead_of_sampling_percent']['median']:.1f}%), "
     f"{report['images_per_second_of_the_point']:.3g} images/s; alone "
-    f"{report['flop_per_second_and_device'] / 1e12:.3g} TFLOP/s = "
-    f"{report['fraction_of_matmul_peak']:.0%} of matmul, peak "
-    f"{report['peak_gib']:.2f} GiB, compiled in "
-    f"{report['compile_seconds']:.0f} s; {report['w_values']} values of w "
-    f"compiled the sampler {report['sampler_compilations']} times"
+    f"{machine.describe_rates(report)}, peak {report['peak_gib']:.2f} GiB, "
+    f"compiled in {report['compile_seconds']:.0f} s; {report['w_values']} "
+    f"values of w compiled the sampler {compilations} times"
   )
-  machine.write_json(options.json, report)
-  return int(report["sampler_compilations"] != 1)
+  machine.write(report)
+  if compilations != 1:
+    raise errors.RunError(
+      f"{report['w_values']} values of w compiled the sampler {compilations} "
+      "times: must be once"
+    )
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  launcher.run(main)

@@ -1,8 +1,8 @@
 """Every command and every block of Python in the documentation.
 
-A command of this project is checked against what it is: flags and fields for
-`python -m experiments.*`, a dry run for launch/*.sh, targets for make. Others
-are programs that a reader has, or hardware; they stand in a list here.
+This project's commands are checked against their source: flags and fields of
+`python -m experiments.*` and `benchmarks.*`, a dry run of launch/*.sh, targets
+of make. Other programs, which a reader has or a cluster, are listed here.
 """
 
 import ast
@@ -90,13 +90,18 @@ def named(kind):
 def flags_of(module):
   """Return the flags that an entry point defines, read from its source."""
   tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-  return {
+  found = {
     node.args[0].value
     for node in ast.walk(tree)
     if isinstance(node, ast.Call)
     and isinstance(node.func, ast.Attribute)
     and node.func.attr.startswith("DEFINE_")
-  } | ({"config"} if "define_config" in ast.dump(tree) else set())
+  }
+  if "define_config" in ast.dump(tree):
+    found.add("config")
+  if module.startswith("benchmarks.") and module != "benchmarks.machine":
+    found |= flags_of("benchmarks.machine")
+  return found
 
 
 def check_field(name, value):
@@ -115,11 +120,32 @@ def test_there_are_pages_to_read():
   assert len(COMMANDS) > 40
 
 
+def quoted():
+  """Return the commands in the text of the pages, between backquotes."""
+  return [
+    (page.name, shlex.split(text.replace("[", "").replace("]", "")))
+    for page in PAGES
+    for text in re.findall(r"`(python -m [^`.]+\.[^`]*)`", page.read_text())
+  ]
+
+
+def test_quoted_commands_know_the_flags():
+  commands = quoted()
+  assert any("benchmarks.sample" in words for _, words in commands)
+  for page, words in commands:
+    words = [word for word in words if word not in ("...", "\\")]
+    check_flags(page, words)
+
+
 @pytest.mark.parametrize(**named(lambda k: k[:2] == ["python", "-m"]))
 def test_modules_know_the_flags(page, words):
+  check_flags(page, words)
+
+
+def check_flags(page, words):
   module, *flags = words[2:]
   assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-  if not module.startswith("experiments."):
+  if not module.startswith(("experiments.", "benchmarks.")):
     return
   known = flags_of(module)
   for flag in flags:
@@ -131,7 +157,7 @@ def test_modules_know_the_flags(page, words):
     elif name.startswith("config."):
       check_field(name.removeprefix("config."), value)
     else:
-      assert name in known, (flag, known)
+      assert known & {name, name.removeprefix("no")}, (page, flag, known)
 
 
 @pytest.mark.parametrize(**named(lambda k: k[0].startswith("launch/")))

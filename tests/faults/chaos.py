@@ -33,8 +33,7 @@ import traceback
 import jax
 import numpy as np
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
 from cfgd.runtime import checkpoint
 from cfgd.runtime import errors
 from cfgd.training import state as state_lib
@@ -212,10 +211,10 @@ def make_config(overrides):
 def final_state(workdir, overrides):
   """Return (step, skipped, parameters, average, moments) as NumPy leaves."""
   config = make_config(overrides)
-  shapes = networks.param_shapes(config)
+  shapes = build.param_shapes(config)
   like = state_lib.create(
     jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
-    state_lib.make_optimizer(**config_lib.adam_arguments(config)),
+    build.optimizer(config),
   )
   checkpoints = checkpoint.Checkpointer(workdir, keep=9, keep_every=0)
   with contextlib.closing(checkpoints):
