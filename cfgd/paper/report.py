@@ -88,19 +88,11 @@ def add(summary, table, epochs):
     table: the paper's table to compare with; None for none.
     epochs: how often training saw each image; None if unknown.
   """
-  beside, sections = None, []
-  if table:
-    metrics = {"distance": summary.distance, "score": summary.score}
-    beside = summary_lib.Beside(
-      source="paper",
-      title=table.title,
-      find=functools.partial(printed.find, table.rows),
-      curves=functools.partial(printed.curves, table.rows, **metrics),
-    )
+  sections = []
   if summary.config.sweep.seeds and summary.results:
     sections.append(_claims(summary, epochs))
   return dataclasses.replace(
-    summary, beside=beside, remarks=_REMARKS, sections=sections
+    summary, beside=table, remarks=_REMARKS, sections=sections
   )
 
 

@@ -252,10 +252,10 @@ def measure(mixture, label, w, *, num_steps, v, seed):
 
 
 def run(out, *, w, num_steps, v, num_samples, seed):
-  """Draw the figure and measure samples against the exact densities.
+  """Draw figure2.png, and measure samples against the exact densities.
 
   Args:
-    out: folder to write figure2.png and distances.json into.
+    out: folder of the figure and distances.json.
     w: guidance strengths, one column each.
     num_steps: T.
     v: variance interpolation of the ancestral sampler.

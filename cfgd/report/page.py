@@ -102,7 +102,8 @@ def _markdown(summary, drawn):
 
 def _html(summary, drawn):
   curves = [picture for picture in drawn if picture.name != "samples"]
-  samples = [_grid(summary, r) for r in pictures.with_grids(summary)]
+  grids = [_grid(summary, r) for r in pictures.with_grids(summary)]
+  samples = [pictures.SAMPLES, *grids] if grids else []
   sections = [
     *([blocks.Section("Curves", curves)] if curves else []),
     *([blocks.Section("Samples", samples, "samples")] if samples else []),
