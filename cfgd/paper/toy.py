@@ -30,6 +30,7 @@ RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
 SAMPLERS = ("ancestral", "ddim")
 GUIDANCES = ("classifier-free", "classifier")
 
+_MEASURED = ("distance", "floor", "spread", "exact_spread")
 _SHAPE = (1, 1, 2)
 # Exact draws by rejection take too long above.
 _MAX_W = 100
@@ -299,14 +300,9 @@ def _check(out, *, w, num_steps, v, num_samples, seed):
 
 def table(rows):
   """Return rows of `measure` as a Markdown table."""
-  names = ("distance", "floor", "spread", "exact_spread")
-  texts = [
-    [plots.both(row["w"]), row["sampler"], row["guidance"]]
-    + [row[name] for name in names]
-    for row in rows
-  ]
-  header = ("w", "sampler", "guidance", *names[:-1], "exact spread")
-  return blocks.Table(header, [texts]).markdown()
+  columns = ("w", "sampler", "guidance", *_MEASURED)
+  rows = [row | {"w": plots.both(row["w"])} for row in rows]
+  return blocks.Table(columns, [rows]).markdown()
 
 
 def draw_figure(measured, label):

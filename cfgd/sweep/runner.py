@@ -60,11 +60,10 @@ def sweep(config, workdir, write_report, *, shard=(1, 1)):
   job.run(share)
   job.report()
   if job.failed:
+    failed = "; ".join(f"{cell}: {why}" for cell, why in job.failed.items())
     raise errors.RunError(
-      f"{len(job.failed)} of {len(share)} cells failed ("
-      + "; ".join(f"{cell}: {why}" for cell, why in job.failed.items())
-      + f"); see error.txt in {workdir / 'cells'}; run the same command to "
-      "retry them"
+      f"{len(job.failed)} of {len(share)} cells failed ({failed}); see "
+      f"error.txt in {workdir / 'cells'}; run the same command to retry them"
     )
   return workdir / "report.html"
 
