@@ -1,7 +1,7 @@
 """ADM's noisy classifier (Dhariwal & Nichol, arXiv:2105.05233), p(c|z, time).
 
-The U-Net's way down and middle, read out by attention. Its gradient with
-respect to z is what classifier guidance adds to the noise prediction.
+The U-Net's downward path and middle, with an attention readout. Classifier
+guidance adds its gradient with respect to z to the noise prediction.
 """
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ class Classifier(unet.Encoder, kw_only=True):
     """Return the logits.
 
     Args:
-      z: [B, H, W, C]; H and W are those that the network was initialised at.
+      z: [B, H, W, C], of the H and W that the network was initialised with.
       time: [B] float on the scale 0 to 1000.
       dropout_keys: [B] random keys; None switches dropout off.
 
