@@ -33,18 +33,10 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def read(path, ignore=()):
-  """Read a state dict; a file with code is refused, not run.
+  """Return a state dict {name: float32 array}; a file with code is refused.
 
-  Args:
-    path: file written by torch.save.
-    ignore: last parts of the keys to leave out.
-
-  Returns:
-    {name: float32 array}; arrays may be views of the mapped file.
-
-  Raises:
-    errors.UserError: the file is missing, damaged, not written by torch.save or
-      holds more than named tensors, or PyTorch is missing.
+  Arrays may be views of the mapped file. Entries whose key ends in one of
+  `ignore` are left out.
   """
   path = os.fspath(path)
   legacy = _check_format(path)
@@ -131,19 +123,12 @@ def torch_key(path):
 
 
 def to_flax(state, shapes, *, path):
-  """Convert a state dict to a parameter tree.
+  """Convert a state dict to a parameter tree of NumPy arrays.
 
   Args:
     state: {key: array} in PyTorch's layouts, from `read`.
     shapes: tree of ShapeDtypeStruct of the network.
     path: of the file, for messages.
-
-  Returns:
-    Tree of NumPy arrays that share no memory with `state`.
-
-  Raises:
-    errors.UserError: keys or shapes are not the network's, or a number is not
-      finite.
   """
   wanted = traverse_util.flatten_dict(shapes)
   keys = {ours: torch_key(ours) for ours in wanted}
@@ -178,13 +163,7 @@ def _torch_shape(path, shape, rank):
 
 
 def check_keys(found, wanted, path):
-  """Raise errors.UserError naming missing and unexpected keys, if any.
-
-  Args:
-    found: keys of a state dict.
-    wanted: keys that it should have.
-    path: of the file, for the message.
-  """
+  """Raise errors.UserError naming missing and unexpected keys, if any."""
   missing = [key for key in wanted if key not in found]
   wanted = set(wanted)
   unexpected = [key for key in found if key not in wanted]
@@ -210,19 +189,10 @@ def check_shape(key, found, wanted, path):
 
 
 def add_null_row(params):
-  """Append a null label of zeros to the label embedding.
+  """Append a null label of zeros to the label embedding of a parameter tree.
 
   Fine-tuning with label dropout starts there: zeros leave the time embedding
   unchanged.
-
-  Args:
-    params: tree of a class-conditional network.
-
-  Returns:
-    Tree with one more row in label_emb/embedding; other leaves are shared.
-
-  Raises:
-    errors.UserError: the network has no label embedding.
   """
   if "label_emb" not in params:
     raise errors.UserError("a network without labels cannot get a null label")

@@ -39,18 +39,14 @@ _GET_IT = (
 def load(path, cache_dir):
   """Return the parameters of `models.inception.Inception`, and their name.
 
+  The name has the first digits of the file's SHA-256, since scores by different
+  weights are not comparable.
+
   Args:
     path: the published .pth, another with the same names and shapes, or an .npz
       of `cache_dir`, which needs no PyTorch; "" is the published file, fetched
       into `cache_dir` if it is missing.
     cache_dir: folder for the converted parameters.
-
-  Returns:
-    (params, name). The name has the first digits of the file's SHA-256, since
-    scores by different weights are not comparable.
-
-  Raises:
-    errors.UserError: the file cannot be fetched, or has other weights.
   """
   cache_dir = epath.Path(cache_dir).expanduser()
   if not path:
@@ -128,16 +124,7 @@ def _read_npz(path):
 
 
 def convert(state, *, path):
-  """Convert pytorch-fid's state dict to float32 parameters, folding BatchNorm.
-
-  Args:
-    state: {key: array}, without num_batches_tracked.
-    path: of the file, for messages.
-
-  Raises:
-    errors.UserError: keys or shapes are not the network's, or a number is not
-      finite.
-  """
+  """Convert pytorch-fid's state dict to parameters, folding BatchNorm."""
   shapes = torch_shapes()
   guided_diffusion.check_keys(state, shapes, path)
   for key, shape in shapes.items():

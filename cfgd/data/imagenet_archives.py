@@ -65,12 +65,6 @@ def find(manual_dir, *, allow_other, verified):
       and val/SYNSET.
     allow_other: accept archives that are not the official ones.
     verified: file that records which archives have been checked.
-
-  Returns:
-    originals.Originals.
-
-  Raises:
-    errors.UserError: something is missing, or differs from the official files.
   """
   folder = epath.Path(manual_dir).expanduser()
   places = {part: _place(folder, part) for part in OFFICIAL}
@@ -231,14 +225,10 @@ class _Window:
 
 
 def _members(file, where, start, size, whole):
-  """Yield the files of a tar inside an open file, in its order.
+  """Yield the files of a tar of `size` bytes at `start` of an open file.
 
-  Args:
-    file: binary file.
-    where: names the tar in messages.
-    start: offset of the tar.
-    size: bytes of the tar.
-    whole: check the zeros at its end, for archives whose md5 is not checked.
+  `where` names it in messages; `whole` checks the zeros at its end, for
+  archives whose md5 is not checked.
   """
   cut = errors.UserError(
     f"{where}: the archive is truncated or damaged; download or pack it again"

@@ -58,15 +58,7 @@ def dense(features, name, dtype, zero=False):
 
 
 def time_embedding(time, width):
-  """Embed times as sinusoids, cosines first.
-
-  Args:
-    time: [B] float, on the scale 0 to 1000; need not be integers.
-    width: even number of features.
-
-  Returns:
-    [B, width] float32.
-  """
+  """Embed times [B], 0 to 1000, as sinusoids [B, width], cosines first."""
   half = width // 2
   frequencies = jnp.exp(-math.log(10_000) / half * jnp.arange(half))
   angles = time.astype(jnp.float32)[:, None] * frequencies[None]
@@ -97,25 +89,15 @@ _RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
 
 
 class GroupNorm(nn.Module):
-  """Normalise 32 groups of channels in float32, optionally with FiLM.
-
-  Attributes:
-    dtype: of the result.
-  """
+  """Normalise 32 groups of channels in float32, optionally with FiLM."""
 
   dtype: Any
 
   @nn.compact
   def __call__(self, x, film_scale=None, film_shift=None):
-    """Return GN(x) * (1 + film_scale) + film_shift.
+    """Return GN(x) * (1 + film_scale) + film_shift, [B, H, W, C] of `dtype`.
 
-    Args:
-      x: [B, H, W, C].
-      film_scale: None or [B, C].
-      film_shift: None or [B, C].
-
-    Returns:
-      [B, H, W, C] of `dtype`.
+    FiLM's scale and shift are None or [B, C].
     """
     channels = x.shape[-1]
     assert channels % _NUM_GROUPS == 0, (channels, _NUM_GROUPS)
@@ -158,15 +140,9 @@ class GroupNorm(nn.Module):
 
 
 def dropout(x, keys, rate):
-  """Zero elements with probability `rate`, each example from its own key.
+  """Zero elements of x [B, ...] with probability `rate`, scaling up the rest.
 
-  Args:
-    x: [B, H, W, C].
-    keys: [B] random keys, or None: no dropout.
-    rate: probability in [0, 1).
-
-  Returns:
-    x scaled by 1 / (1 - rate) where kept.
+  Each example has its own key; `keys` is [B], or None for no dropout.
   """
   if keys is None or rate == 0.0:
     return x
@@ -193,15 +169,9 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, embedding, dropout_keys):
-    """Apply the block.
+    """Map x [B, H, W, C] to [B, H', W', features].
 
-    Args:
-      x: [B, H, W, C].
-      embedding: [B, E] of time and label.
-      dropout_keys: [B] random keys or None.
-
-    Returns:
-      [B, H', W', features].
+    The embedding [B, E] is of time and label; `dropout_keys` is [B] or None.
     """
     resample = _RESAMPLE[self.resample]
     h = nn.silu(GroupNorm(self.dtype, name="in_layers_0")(x))

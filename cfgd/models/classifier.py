@@ -12,25 +12,15 @@ from cfgd.models import unet
 
 
 class Classifier(unet.Encoder, kw_only=True):
-  """Predict the label from (z, time).
-
-  Attributes:
-    num_classes: size of the result.
-  """
+  """Predict the label, of num_classes, from (z, time)."""
 
   num_classes: int
 
   @nn.compact
   def __call__(self, z, time, dropout_keys=None):
-    """Return the logits.
+    """Return the logits [B, num_classes] float32; see `UNet` for the arguments.
 
-    Args:
-      z: [B, H, W, C], of the H and W that the network was initialised with.
-      time: [B] float on the scale 0 to 1000.
-      dropout_keys: [B] random keys; None switches dropout off.
-
-    Returns:
-      [B, num_classes] float32.
+    H and W must be those that the network was initialised with.
     """
     h, _ = self.encode(z, self.embed_time(time), dropout_keys)
     h = nn.silu(blocks.GroupNorm(self.dtype, name="out_0")(h))

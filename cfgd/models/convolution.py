@@ -68,11 +68,7 @@ def _with_products(convolve, precision):
 def _kernel_gradient(x, g, *, size, precision):
   """Return the gradient [k, k, I, O] of a "SAME" convolution of stride 1.
 
-  Args:
-    x: [B, H, W, I] input.
-    g: [B, H, W, O] gradient of the output.
-    size: odd k of the square kernel.
-    precision: of the products.
+  Of the input x [B, H, W, I] and the output's gradient g [B, H, W, O].
   """
   if x.shape[-1] <= g.shape[-1]:
     return _shifted_products(x, g, size, precision)
@@ -82,18 +78,11 @@ def _kernel_gradient(x, g, *, size, precision):
 
 
 def _shifted_products(a, b, size, precision):
-  """Sum a, shifted by each offset, times b over images and pixels.
+  """Sum a [B, H, W, C], shifted by each offset, times b [B, H, W, D].
 
-  One matrix product per row of the kernel, with the row's shifts of a stacked.
-
-  Args:
-    a: [B, H, W, C].
-    b: [B, H, W, D].
-    size: odd number of offsets along each side; the middle one is 0.
-    precision: of the products.
-
-  Returns:
-    [size, size, C, D].
+  Returns [size, size, C, D], summed over images and pixels; `size` is odd, and
+  the middle offset is 0. One matrix product per row of the kernel, with the
+  row's shifts of a stacked.
   """
   _, height, width, channels = a.shape
   pad = size // 2

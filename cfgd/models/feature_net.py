@@ -27,14 +27,7 @@ class FeatureNet(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """Return features and logits.
-
-    Args:
-      x: [B, H, W, C] in [-1, 1].
-
-    Returns:
-      (features [B, num_features], logits [B, num_classes]) float32.
-    """
+    """Map x [B, H, W, C] in [-1, 1] to float32 features and logits."""
     # With TF32 or bfloat16 products distances would depend on the device.
     exact = {"precision": jax.lax.Precision.HIGHEST}
     for level, mult in enumerate((1, 2, 4)):

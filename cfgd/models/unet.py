@@ -57,13 +57,7 @@ class Encoder(nn.Module, kw_only=True):
   def encode(self, z, embedding, dropout_keys):
     """Run the downward path and the middle.
 
-    Args:
-      z: [B, H, W, C]; H and W must halve evenly once per level.
-      embedding: [B, 4 model_channels].
-      dropout_keys: [B] random keys; None switches dropout off.
-
-    Returns:
-      (the middle's output, [outputs of the blocks before it]), of `dtype`.
+    Returns (the middle's output, [outputs of the blocks before it]).
     """
     h = z.astype(self.dtype)
     width = int(self.channel_mult[0] * self.model_channels)
