@@ -319,7 +319,7 @@ def test_devices_that_hang_are_noticed_while_steps_are_dispatched(
   seen, hung, dispatched = threading.Event(), [], []
 
   def end(dog):
-    hung.append((dog._what, len(dispatched)))
+    hung.append((dog._activity, len(dispatched)))
     dog.close()
     seen.set()
 
