@@ -1,6 +1,5 @@
 """Sample from a trained run: fill the missing chunks, then assemble them."""
 
-import time
 from typing import Any
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.runtime import preemption
+from cfgd.runtime import progress
 from cfgd.sampling import guide as guide_lib
 from cfgd.sampling import store
 
@@ -175,14 +175,14 @@ def _fill(samples, draw, chunks):
     sampling.sampler,
   )
   classes = np.array(sampling.labels or range(config.data.num_classes))
-  log = _progress(total)
+  report = progress.Progress("Sampling", total)
   with preemption.deferred():
     # All processes take equally many rounds, some maybe an empty last one.
     for number in range(-(-len(chunks) // jax.process_count())):
       for start, stop in mine[number : number + 1]:
         index = np.arange(start, stop)
         label = classes[index % len(classes)].astype(np.int32)
-        images = _draw_chunk(draw, index, label, sampling.batch_size, log)
+        images = _draw_chunk(draw, index, label, sampling.batch_size, report)
         store.write(folder, start, images, label)
       preemption.check(
         f"{len(mine[: number + 1])} of {len(mine)} chunks are written to "
@@ -190,36 +190,15 @@ def _fill(samples, draw, chunks):
       )
 
 
-def _draw_chunk(draw, index, label, batch_size, log):
+def _draw_chunk(draw, index, label, batch_size, report):
   """Return the images [n, H, W, C] uint8 of a chunk, drawn call by call."""
   per_call = batch_size * jax.local_device_count()
   parts = []
   for first in range(0, len(index), per_call):
     part = slice(first, first + per_call)
     parts.append(draw(index[part], label[part]))
-    log(len(parts[-1]))
+    report.add(len(parts[-1]))
   return np.concatenate(parts)
-
-
-def _progress(total):
-  """Return a function that counts images and logs their rate and ETA."""
-  begin, done = time.monotonic(), 0
-
-  def log(more):
-    nonlocal done
-    done += more
-    seconds = time.monotonic() - begin
-    logging.log_every_n_seconds(
-      logging.INFO,
-      "%d of %d images, %.1f images/s, ETA %.0f s.",
-      10,
-      done,
-      total,
-      done / seconds,
-      (total - done) * seconds / done,
-    )
-
-  return log
 
 
 def _assemble(folder, result, sampling):
