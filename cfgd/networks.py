@@ -40,8 +40,14 @@ def _param_shapes(network, inputs):
 def initial_params(config):
   """Return fresh parameters, a function of `config.seed`."""
   inputs = [jnp.zeros(each.shape, each.dtype) for each in _inputs(config)]
-  initialise = jax.jit(build(config).init)
+  initialise = _compiled_init(build(config))
   return initialise(jax.random.key(config.seed), *inputs)["params"]
+
+
+@functools.cache
+def _compiled_init(network):
+  """Cached, so that the trainings of a sweep share one compilation."""
+  return jax.jit(network.init)
 
 
 def flop(lowered):
