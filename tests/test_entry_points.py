@@ -98,8 +98,12 @@ def test_sample_and_evaluate(trained):
 @pytest.mark.parametrize(
   ("words", "name", "more"),
   [
-    ("batch_sise", "train", ["--config.train.batch_sise=3"]),
-    ("nonesuch", "train", ["--config.nonesuch=3"]),
+    (
+      "did you mean train.batch_size?",
+      "train",
+      ["--config.train.batch_sise=3"],
+    ),
+    ("--config.nonesuch: no such field", "train", ["--config.nonesuch=3"]),
     (
       "must be divisible by the 4 devices",
       "train",
@@ -147,6 +151,26 @@ def test_checkpoints_are_listed_and_a_damaged_one_is_told(trained, tmp_path):
   assert one.endswith("mnist5k-crop24-area4      verified")
   assert "DAMAGED: ema/_METADATA has 0 bytes of" in two
   assert "error: 1 of 2 checkpoints are damaged: steps 2" in err
+
+
+@pytest.mark.parametrize(
+  ("argument", "line"),
+  [
+    ("train.batch_sise=3", "no such field; did you mean train.batch_size?"),
+    ("nothing.like_it", "no such field; configs/base.py has all fields"),
+    ("train.flip=1", "no such field; did you mean data.flip?"),
+    ("old.name=1", "no such field; use train.steps"),
+    ("train.steps=3", None),
+    ("train={}", None),
+    ("sweep.grids.any.T=3,", None),
+  ],
+)
+def test_an_unknown_field_is_named_with_those_like_it(argument, line):
+  renamed = {"old.name": "use train.steps"}
+  argv = ["train", "--config=a.py", f"--config.{argument}"]
+  field = argument.partition("=")[0]
+  wanted = line and f"--config.{field}: {line}"
+  assert launcher.unknown_field(argv, renamed) == wanted
 
 
 def test_shards_are_counted_from_one():
