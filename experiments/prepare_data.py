@@ -1,11 +1,11 @@
-"""Prepare a data set once: crop, area downsampling, raw pixels on disk.
+"""Prepare a data set once: crop, downsample by area, write raw pixels.
 
   python -m experiments.prepare_data --dataset=imagenet64 --manual_dir=ARCHIVES
   python -m experiments.prepare_data --dataset=tfds:cifar10 --image_size=32
 
 ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or their
 contents as train/SYNSET/*.JPEG and val/SYNSET/*.JPEG, in --manual_dir. Uses all
-cores; the same command again goes on after a kill. Prints where the set is.
+cores; the same command resumes. Prints the path of the set.
 """
 
 from absl import flags
@@ -19,13 +19,13 @@ flags.DEFINE_string(
   "imagenet64, imagenet128 (any size), tfds:NAME, folder:PATH or idx:PATH.",
 )
 flags.DEFINE_string(
-  "data_dir", "", "Where to write; default: TFDS's own. In training: data.dir."
+  "data_dir", "", "Folder to write, data.dir of training; default: TFDS's."
 )
 flags.DEFINE_string(
   "manual_dir", "", "Where ImageNet's archives are, or TFDS's manual downloads."
 )
 flags.DEFINE_integer(
-  "image_size", 0, "Pixels per side; needed where --dataset does not say it."
+  "image_size", 0, "Pixels per side, if --dataset does not tell it."
 )
 flags.DEFINE_integer(
   "crop", 0, "Side of the central square; 0: the shorter side.", lower_bound=0
@@ -38,8 +38,8 @@ flags.DEFINE_integer("workers", 0, "Processes; 0: one for each core.")
 flags.DEFINE_boolean(
   "allow_other_archives",
   False,
-  "Take archives of ImageNet's structure that are not the official ones: no "
-  "check of size, md5 and number of images; the set's name says so.",
+  "Accept archives of ImageNet's structure that are not the official ones: "
+  "skips the check of size, md5 and number of images; marked in the name.",
 )
 flags.mark_flag_as_required("dataset")
 
@@ -48,7 +48,7 @@ _PASSED += ("data_dir", "manual_dir", "workers")
 
 
 def main():
-  """Prepare what is missing and say where it is."""
+  """Prepare what is missing and print the path of the set."""
   given = flags.FLAGS
   how = {name: given[name].value for name in _PASSED}
   how["allow_other"] = given.allow_other_archives
