@@ -90,8 +90,13 @@ def _param_shapes(network, inputs):
 def initial_params(config):
   """Return fresh parameters, a function of `config.seed`."""
   inputs = [jnp.zeros(each.shape, each.dtype) for each in _inputs(config)]
-  initialise = jax.jit(network(config).init)
+  initialise = _compiled_init(network(config))
   return initialise(jax.random.key(config.seed), *inputs)["params"]
+
+
+@functools.cache
+def _compiled_init(network):
+  return jax.jit(network.init)
 
 
 def flop(lowered):

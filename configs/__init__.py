@@ -1,1 +1,1 @@
-"""Experiments as configs: `base` is complete, the others override it."""
+"""Configs of the experiments: `base` has every field, the others override."""

@@ -1,6 +1,6 @@
 """OpenAI's published ImageNet 128x128 model, 128x128_diffusion.pt (ADM).
 
-Conditional, without a null label: w=0. Its learned sigma gives v per pixel.
+Conditional, without a null label, so w=0. Its learned sigma gives v per pixel.
 
   python -m experiments.import_checkpoint --model=adm_imagenet128
       --source=128x128_diffusion.pt --workdir=DIR

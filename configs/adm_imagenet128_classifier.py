@@ -1,6 +1,6 @@
 """OpenAI's published ImageNet 128x128 classifier, 128x128_classifier.pt (ADM).
 
-It takes the timesteps of ADM's own schedule, as the model beside it does.
+It takes timesteps of ADM's schedule, as `adm_imagenet128` does.
 
   python -m experiments.import_checkpoint --model=adm_imagenet128_classifier
       --source=128x128_classifier.pt --workdir=DIR

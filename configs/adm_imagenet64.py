@@ -1,6 +1,6 @@
 """OpenAI's published ImageNet 64x64 model, 64x64_diffusion.pt (ADM).
 
-Conditional, without a null label: w=0. Its learned sigma gives v per pixel.
+Conditional, without a null label, so w=0. Its learned sigma gives v per pixel.
 
   python -m experiments.import_checkpoint --model=adm_imagenet64
       --source=64x64_diffusion.pt --workdir=DIR

@@ -1,6 +1,6 @@
 """OpenAI's published ImageNet 64x64 classifier, 64x64_classifier.pt (ADM).
 
-It takes the timesteps of ADM's own schedule, as the model beside it does.
+It takes timesteps of ADM's schedule, as `adm_imagenet64` does.
 
   python -m experiments.import_checkpoint --model=adm_imagenet64_classifier
       --source=64x64_classifier.pt --workdir=DIR

@@ -1,7 +1,7 @@
 """The embedded data: 4,000 real digits at 10x10, minutes on two CPU cores.
 
-0.83 M parameters. Too small a set and too short a training for any claim about
-images; the same code, guidance and measurements as ImageNet.
+0.83 M parameters. The data and training are too small to support claims about
+images, but code, guidance and measurements are those of ImageNet.
 
   python -m experiments.train --config=configs/embedded.py --workdir=DIR
 """
@@ -10,9 +10,9 @@ from configs import base
 
 
 def as_small(config):
-  """Give a config the model and optimiser that two CPU cores train in minutes.
+  """Give a config a model and optimiser that two CPU cores train in minutes.
 
-  Attention is at half the image's size, the number of steps left to the caller.
+  Attention is at half the image size; the caller sets the number of steps.
   """
   config.data.channels = 1
   config.data.num_classes = 10

@@ -1,8 +1,8 @@
 """Fashion-MNIST: 60,000 images of 10 classes, 10,000 more held out.
 
-Three sizes, by an argument after the file's name:
+Three sizes, chosen by an argument after the file name:
 
-  gpu   32x32 (28 pixels, surrounded by zeros), 32 M parameters; 20,000 steps of
+  gpu   32x32 (28 pixels, zero-padded), 32 M parameters; 20,000 steps of
         256 are 0.2 EFLOP, 20 minutes at 170 TFLOP/s. The default.
   cpu   14x14, 0.8 M parameters: 15 minutes on two CPU cores.
   fast  the same for 600 steps: 2 to 3 minutes.
@@ -10,8 +10,8 @@ Three sizes, by an argument after the file's name:
   python -m experiments.train --config=configs/fashion_mnist.py:cpu
       --workdir=DIR
 
-Training prepares the set by itself where TFDS can download or has it. Without a
-network, Debian's package has the files:
+Training prepares the set itself if TFDS has it or can download it. Offline,
+Debian's package has the files:
 
   apt install dataset-fashion-mnist
   python -m experiments.train --config=configs/fashion_mnist.py:cpu

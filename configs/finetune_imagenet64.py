@@ -1,7 +1,7 @@
-"""Classifier-free guidance from OpenAI's conditional 64x64 model.
+"""Fine-tune OpenAI's conditional 64x64 model for classifier-free guidance.
 
-Starts from the imported weights with a null label of zero, and trains with
-label dropout. Only eps is trained, so samples use the constant variance.
+Starts from the imported weights with a zero null label and trains with label
+dropout. Only eps is trained, so samples use the constant variance.
 
   python -m experiments.train --config=configs/finetune_imagenet64.py
       --config.train.init_from=IMPORTED --workdir=DIR
@@ -19,7 +19,7 @@ def get_config():
   config.train.batch_size = 256
   config.train.steps = 50_000
   config.sampling.w = 0.1
-  # The trunk is now trained for eps alone, so the variance head drifts.
+  # The trunk is trained for eps alone, so the variance head drifts.
   config.sampling.v_from = "config"
   config.sweep.grids.main.p_uncond = (0.1,)
   config.sweep.grids.main.w = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)

@@ -1,7 +1,7 @@
-"""The noisy classifier of 128x128 classifier guidance, as ADM trains it.
+"""The noisy classifier for 128x128 classifier guidance, trained as in ADM.
 
-42.6 M parameters, AdamW, batch 256, 300k steps (77 M images): the column of
-Table 12 of Dhariwal & Nichol (arXiv:2105.05233) for this size.
+42.6 M parameters, AdamW, batch 256, 300k steps (77 M images): Table 12 of
+Dhariwal & Nichol (arXiv:2105.05233).
 
   python -m experiments.prepare_data --dataset=imagenet128 --random_crop=0.8
       --manual_dir=ARCHIVES

@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config():
-  """Return the overrides for 64x64; the base has this model's sizes."""
+  """Return the overrides for 64x64, the size of the base config."""
   config = base.get_config()
   config.data.source = "imagenet64"
   config.sweep.grids.main.p_uncond = (0.1, 0.2, 0.5)

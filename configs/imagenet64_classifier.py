@@ -1,7 +1,7 @@
-"""The noisy classifier of 64x64 classifier guidance, as ADM trains it.
+"""The noisy classifier for 64x64 classifier guidance, trained as in ADM.
 
-65.4 M parameters, AdamW, batch 1024, 300k steps (307 M images): the column of
-Table 12 of Dhariwal & Nichol (arXiv:2105.05233) for this size.
+65.4 M parameters, AdamW, batch 1024, 300k steps (307 M images): Table 12 of
+Dhariwal & Nichol (arXiv:2105.05233).
 
   python -m experiments.prepare_data --dataset=imagenet64 --random_crop=0.8
       --manual_dir=ARCHIVES
@@ -23,10 +23,10 @@ def get_config():
 
 
 def as_classifier(config, *, num_res_blocks):
-  """Turn a diffusion model's config into that of ADM's classifier beside it.
+  """Turn a diffusion model's config into that of its classifier in ADM.
 
-  Data, levels and the schedule of the noise stay. The optimiser is that of
-  ADM's 128x128 classifier.
+  Data, levels and noise schedule stay. The optimiser is that of ADM's 128x128
+  classifier.
 
   Args:
     config: of the diffusion model.

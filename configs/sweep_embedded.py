@@ -1,7 +1,7 @@
-"""The paper's experiment in small, on the embedded data: `make demo`.
+"""The paper's experiment at small scale, on the embedded data: `make demo`.
 
-Guidance strength w at one model and one T, then a few points of the other axes:
-label-drop probability (Figure 4) and number of steps (Figure 5).
+Sweeps guidance strength w for one model and one T, with a few points of the
+other axes: label-drop probability (Figure 4) and number of steps (Figure 5).
 
   python -m experiments.sweep --config=configs/sweep_embedded.py --workdir=DIR
 """

@@ -1,8 +1,8 @@
-"""Classifier-free against classifier guidance, and low temperatures, in small.
+"""Classifier-free and classifier guidance, and low temperatures, on digits.
 
-The comparison of the paper's Figures 4 and 5 and of its introduction on the
-embedded digits: one backbone, one evaluator, a noisy classifier trained by the
-sweep itself. Half an hour on two CPU cores.
+The comparison of the paper's Figures 4 and 5 and of its introduction at small
+scale: one backbone, one evaluator, and a noisy classifier that the sweep
+trains. Half an hour on two CPU cores.
 
   python -m experiments.sweep --config=configs/sweep_embedded_guidance.py
       --workdir=DIR

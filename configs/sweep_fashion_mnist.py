@@ -1,14 +1,14 @@
 """The paper's claims on Fashion-MNIST, with three seeds: `make results`.
 
 Nine models and three noisy classifiers, 99 cells: w, p_uncond and T as in the
-paper's Figures 4 and 5, guidance by a classifier, low temperatures, and what v
-and clipping do. The report says of every claim whether it holds.
+paper's Figures 4 and 5, classifier guidance, low temperatures, and the effect
+of v and clipping. The report says of every claim whether it holds.
 
   python -m experiments.sweep --config=configs/sweep_fashion_mnist.py:fast
       --workdir=DIR
 
-Sizes as in configs/fashion_mnist.py, which also says where the data comes from.
-On two CPU cores, fast takes about an hour and cpu, by its FLOP, six times that.
+Sizes and data are those of configs/fashion_mnist.py. On two CPU cores, fast
+takes about an hour; cpu, by its FLOP, six times as long.
 """
 
 from configs import fashion_mnist
@@ -42,7 +42,7 @@ def get_config(size="gpu"):
 
 
 def _made_by(config, size):
-  """Say how the page is made, and what it leaves open."""
+  """Return a note of how the page is made and what its seeds vary."""
   train, sampling = config.train, config.sampling
   return (
     f"Made by make results SIZE={size}: {train.steps} steps of "

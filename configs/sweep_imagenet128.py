@@ -1,7 +1,7 @@
 """Table 2 and Figure 5 of the paper: ImageNet 128x128, T x w.
 
-One training, a noisy classifier for the rows of classifier guidance, and 50,000
-samples for each of 48 cells.
+One training, a noisy classifier for classifier guidance, and 50,000 samples for
+each of 48 cells.
 
   python -m experiments.sweep --config=configs/sweep_imagenet128.py
       --workdir=DIR

@@ -1,7 +1,7 @@
 """Table 1 and Figure 4 of the paper: ImageNet 64x64, p_uncond x w at T=256.
 
-Three trainings (p_uncond 0.1, 0.2, 0.5), a noisy classifier for the rows of
-classifier guidance, and 50,000 samples for each of 48 cells.
+Three trainings (p_uncond 0.1, 0.2, 0.5), a noisy classifier for classifier
+guidance, and 50,000 samples for each of 48 cells.
 
   python -m experiments.sweep --config=configs/sweep_imagenet64.py --workdir=DIR
 
@@ -16,7 +16,7 @@ On a pod or a cluster: docs/launch.md.
 from configs import imagenet64
 from configs import imagenet64_classifier
 
-# Sixteen classes drawn once: those of the paper's figures are not known.
+# Sixteen classes drawn once: the paper does not state those of its figures.
 RANDOM_CLASSES = (
   *(304, 628, 504, 40, 729, 605, 808, 909),
   *(837, 74, 969, 266, 502, 16, 174, 646),

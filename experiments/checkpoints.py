@@ -2,7 +2,7 @@
 
   python -m experiments.checkpoints --workdir=DIR
 
-Reads every file of every checkpoint. Exit code 1 where one is damaged.
+Reads every file of every checkpoint. Exit code 1 if one is damaged.
 """
 
 from absl import flags
@@ -17,7 +17,7 @@ _ROW = "{:>9}  {:>9}  {:8}  {:24}  {}"
 
 
 def main():
-  """Print a line for each; end with an error if there is a damaged one."""
+  """Print a line per checkpoint; raise an error if any is damaged."""
   print(_ROW.format("step", "MB", "config", "preprocessing", "files"))
   damaged, count = [], 0
   for found in checkpoint.inspect(_WORKDIR.value):
@@ -38,7 +38,7 @@ def main():
   if damaged:
     raise errors.RunError(
       f"{len(damaged)} of {count} checkpoints are damaged: steps "
-      f"{', '.join(map(str, damaged))}; training and sampling pass them over"
+      f"{', '.join(map(str, damaged))}; training and sampling skip them"
     )
 
 

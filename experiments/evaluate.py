@@ -3,14 +3,14 @@
   python -m experiments.evaluate --config=configs/embedded.py --workdir=DIR
       --config.sampling.w=0.3 [--samples=PATH]
 
-scores the samples that `experiments.sample` makes with the same flags, making
-what is missing, by the config's feature network.
+scores, by the config's feature network, the samples that `experiments.sample`
+makes with the same flags, sampling those that are missing.
 
   python -m experiments.evaluate --samples=PATH[,PATH...] --reference=PATH
 
-computes FID, IS and the rest of any samples (.npz, folder of chunks or of
-images) against statistics, images, or the data.source of --config; several
-paths are seed blocks, and mean, std and min are given too.
+computes FID, IS and the other metrics of any samples (.npz, folder of chunks or
+of images) against statistics, images, or the data.source of --config. Several
+paths are blocks of seeds; their mean, std and min are added.
 
   python -m experiments.evaluate --reference=PATH --make_reference=FILE.npz
 
@@ -29,7 +29,7 @@ from experiments import launcher
 
 _CONFIG = launcher.define_config("embedded.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SAMPLES = flags.DEFINE_list("samples", [], "Images, by comma if several.")
+_SAMPLES = flags.DEFINE_list("samples", [], "Images; commas between paths.")
 _REFERENCE = flags.DEFINE_string("reference", None, "What to compare with.")
 _MAKE = flags.DEFINE_string("make_reference", None, "File to write.")
 

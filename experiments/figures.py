@@ -18,7 +18,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main():
-  """Draw, and say where."""
+  """Draw the figures and print their paths."""
   for path in figures.draw(_CONFIG.value, _WORKDIR.value):
     print(path)
 

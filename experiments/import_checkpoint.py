@@ -1,4 +1,4 @@
-"""Import weights that OpenAI published for guided-diffusion.
+"""Import the weights that OpenAI published with guided-diffusion.
 
   python -m experiments.import_checkpoint --model=adm_imagenet64
       --source=64x64_diffusion.pt --workdir=DIR
@@ -22,7 +22,7 @@ _MODEL = flags.DEFINE_enum(
     for size in (64, 128)
     for kind in ("", "_classifier")
   ],
-  "Which of the published models: a config of this name.",
+  "Which published model; a config has the same name.",
 )
 _SOURCE = flags.DEFINE_string("source", None, "The .pt file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
@@ -30,7 +30,7 @@ flags.mark_flags_as_required(["model", "source", "workdir"])
 
 
 def main():
-  """Read, check, convert, write."""
+  """Read, check, convert and write the weights."""
   config = importlib.import_module(f"configs.{_MODEL.value}").get_config()
   importer.import_checkpoint(config, _WORKDIR.value, _SOURCE.value)
 

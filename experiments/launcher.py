@@ -1,8 +1,10 @@
-"""What every entry point does around its one call."""
+"""Flags, error lines and exit codes, shared by all entry points."""
 
 import contextlib
+import difflib
 import logging as python_logging
 import os
+import re
 import sys
 
 from absl import app
@@ -11,14 +13,16 @@ from absl import logging
 import clu
 from ml_collections import config_flags
 
+from cfgd import identity
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import peers
 from cfgd.runtime import preemption
 from cfgd.runtime import xla
+from configs import base
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Whose progress is shown: ours, and clu's reports. Not all of ROOT: it may hold
+# Whose progress is logged: ours and clu's reports. ROOT as a whole may contain
 # the virtual environment.
 _SHOWN = (
   os.path.join(ROOT, "cfgd"),
@@ -27,7 +31,7 @@ _SHOWN = (
 )
 
 _JOIN_SECONDS = flags.DEFINE_integer(
-  "join_seconds", 300, "Wait so long for the other processes.", lower_bound=1
+  "join_seconds", 300, "Wait this long for the other processes.", lower_bound=1
 )
 _PEER_SECONDS = flags.DEFINE_integer(
   "peer_seconds",
@@ -35,7 +39,7 @@ _PEER_SECONDS = flags.DEFINE_integer(
   "Silence after which another process counts as dead and all end.",
   lower_bound=1,
 )
-# What needs the devices' memory, where the work itself has not said so.
+# What to change when the devices run out of memory, unless the work says so.
 _MEMORY = (
   "train.batch_size",
   "sampling.batch_size",
@@ -43,6 +47,8 @@ _MEMORY = (
   "set model.remat=True",
   "raise train.microbatches",
 )
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+_OPEN = ("sweep.grids.", "sweep.figures.")  # sections with names of their own
 _INTERRUPTED = "interrupted; the same command goes on from what is saved"
 _EXIT_INTERRUPTED = 130  # as shells say for Ctrl-C
 
@@ -51,10 +57,10 @@ def define_config(default):
   """Define --config.
 
   Args:
-    default: file name in configs/, used wherever the command is run from.
+    default: file name in configs/, whatever the working directory.
   """
-  # The overrides of a default config are applied here, those of a given one
-  # while flags are parsed: an unknown field can turn up in either place.
+  # The default config is overridden here, one from --config when flags are
+  # parsed, so an unknown field can turn up in either place.
   with _mistakes_in_one_line():
     return config_flags.DEFINE_config_file(
       "config",
@@ -65,45 +71,49 @@ def define_config(default):
 
 
 def run(main):
-  """Parse flags, join the other processes, call main(); one line per mistake.
+  """Parse flags, join the other processes and call main().
+
+  A mistake ends in one line on standard error and exit code 2; docs/faults.md
+  lists the others.
 
   Args:
     main: function without arguments.
   """
-
-  def guarded(argv):
-    if len(argv) > 1:
-      _stop(f"{argv[1]}: unknown argument; options are --name=value")
-    try:
-      distributed.initialize(
-        join_seconds=_JOIN_SECONDS.value, peer_seconds=_PEER_SECONDS.value
-      )
-      peers.watch(_PEER_SECONDS.value)
-      preemption.install()
-      with distributed.naming_memory(*_MEMORY):
-        main()
-      peers.done()
-    except errors.UserError as error:
-      _stop(error)
-    except errors.Preempted as error:
-      peers.done()  # all of them are asked to end, and save together
-      _stop(error, errors.EXIT_AGAIN, "stopped")
-    except KeyboardInterrupt:
-      _stop(_INTERRUPTED, _EXIT_INTERRUPTED, "stopped")
-    except (errors.RunError, OSError) as error:  # OSError: disk full, no access
-      _stop(error, 1)
-    except Exception as error:
-      peers.fail(f"{type(error).__name__}: {errors.first_line(error)}", 1)
-      raise
-
   xla.set_options()
   _set_up_logging()
   sys.excepthook = _without_closed_loops(sys.excepthook)
-  app.run(guarded, flags_parser=_parse)
+  app.run(lambda argv: _guard(main, argv), flags_parser=_parse)
+
+
+def _guard(main, argv):
+  """Call main() and turn our errors into lines and exit codes."""
+  if len(argv) > 1:
+    _stop(f"{argv[1]}: unknown argument; options are --name=value")
+  try:
+    distributed.initialize(
+      join_seconds=_JOIN_SECONDS.value, peer_seconds=_PEER_SECONDS.value
+    )
+    peers.watch(_PEER_SECONDS.value)
+    preemption.install()
+    with distributed.naming_memory(*_MEMORY):
+      main()
+    peers.done()
+  except errors.UserError as error:
+    _stop(error)
+  except errors.Preempted as error:
+    peers.done()  # all processes are asked to end, and save together
+    _stop(error, errors.EXIT_AGAIN, "stopped")
+  except KeyboardInterrupt:
+    _stop(_INTERRUPTED, _EXIT_INTERRUPTED, "stopped")
+  except (errors.RunError, OSError) as error:  # OSError: disk full, no access
+    _stop(error, 1)
+  except Exception as error:
+    peers.fail(f"{type(error).__name__}: {errors.first_line(error)}", 1)
+    raise
 
 
 def _without_closed_loops(hook):
-  """Drop what TensorStore prints, by the hundred, after a save that failed."""
+  """Drop the hundreds of errors that TensorStore prints after a failed save."""
 
   def filtered(kind, error, trace):
     if str(error) != "Event loop is closed":
@@ -124,10 +134,49 @@ def parse_shard(text):
   return int(index), int(count)
 
 
+def unknown_field(argv, renamed=identity.RENAMED):
+  """Return a line about the first --config.FIELD that no config has, or None.
+
+  Args:
+    argv: command line.
+    renamed: {old field: what to do instead}.
+  """
+  fields = _fields(base.get_config())
+  for argument in argv:
+    match = _OVERRIDE.match(argument)
+    field = match and match[1]
+    if not field or field in fields or field.startswith(_OPEN):
+      continue
+    return f"--config.{field}: no such field; " + (
+      renamed.get(field) or _did_you_mean(field, fields)
+    )
+  return None
+
+
+def _fields(config, prefix=""):
+  """Return the dotted names of all fields and sections."""
+  fields = []
+  for name, value in config.items():
+    fields.append(prefix + name)
+    if hasattr(value, "items"):
+      fields += _fields(value, f"{prefix}{name}.")
+  return fields
+
+
+def _did_you_mean(field, fields):
+  """Suggest fields of the same name elsewhere, or similar ones."""
+  last = field.rpartition(".")[2]
+  found = [one for one in fields if one.rpartition(".")[2] == last]
+  found = found or difflib.get_close_matches(field, fields, cutoff=0.8)
+  if not found:
+    return "configs/base.py has all fields"
+  return f"did you mean {' or '.join(found)}?"
+
+
 def _parse(argv):
   with _mistakes_in_one_line():
     rest = flags.FLAGS(argv)
-    # A file that cannot be loaded raises when it is first looked at.
+    # A file that cannot be loaded raises at the first access.
     if "config" in flags.FLAGS:
       flags.FLAGS.config.to_dict()
     return rest
@@ -139,12 +188,14 @@ def _mistakes_in_one_line():
     yield
   except flags.Error as error:
     _stop(error)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except (AttributeError, KeyError) as error:
+    _stop(unknown_field(sys.argv) or f"--config: {error}")
+  except (TypeError, ValueError, OSError) as error:
     _stop(f"--config: {error}")
 
 
 def _set_up_logging():
-  """Log our own progress in full, of libraries what needs attention."""
+  """Log our own progress in full, of libraries only warnings."""
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(
@@ -155,7 +206,7 @@ def _set_up_logging():
 
 def _is_shown(record):
   if "orbax" in record.pathname and record.exc_info:
-    return False  # what went wrong with a save is raised, and told in one line
+    return False  # a failed save raises and ends in a line of its own
   return record.levelno >= python_logging.WARNING or (
     record.pathname.startswith(_SHOWN)
   )

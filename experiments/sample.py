@@ -4,7 +4,7 @@
       --config.sampling.w=0.3
 
 Writes an .npz (arr_0 uint8 NHWC, arr_1 labels) and a PNG grid under
-DIR/samples and prints the path; the same command again resumes.
+DIR/samples and prints the path. The same command resumes.
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main():
-  """Sample what is missing and say where it is."""
+  """Sample what is missing and print the path of the samples."""
   print(generate.generate(_CONFIG.value, _WORKDIR.value))
 
 

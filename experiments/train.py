@@ -2,7 +2,7 @@
 
   python -m experiments.train --config=configs/imagenet64.py --workdir=DIR
 
-The same command again resumes. Fields: --config.train.steps=1000.
+The same command resumes. Override fields by --config.train.steps=1000.
 """
 
 from absl import flags
@@ -16,7 +16,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main():
-  """Train to the end."""
+  """Train to the last step."""
   loop.train(_CONFIG.value, _WORKDIR.value)
 
 

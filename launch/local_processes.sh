@@ -12,11 +12,10 @@
 #                      fails (default 10)
 # --dry-run            print the commands
 #
-# One process per GPU is not needed on one machine: without this script, one
-# process uses all GPUs. What process 0 writes is shown. If a process fails, the
-# others are ended, the end of its log is shown, and its exit code is returned;
-# 75 means that all saved and the same command goes on. Ctrl-C and SIGTERM reach
-# every process.
+# On one machine this is not needed for training: one process uses all GPUs.
+# Shows the output of process 0. If a process fails, ends the others, shows the
+# end of its log and returns its exit code; 75 means that all have saved and the
+# same command resumes. Ctrl-C and SIGTERM reach every process.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=launch/shell.sh
@@ -90,7 +89,7 @@ send_all() {
 }
 trap 'send_all TERM' TERM INT
 
-# Ends what still runs: a process whose peer died waits for it forever.
+# Ends the remaining processes: one whose peer died would wait forever.
 end_others() {
   local deadline=$((SECONDS + grace))
   send_all TERM
@@ -100,7 +99,7 @@ end_others() {
   send_all KILL
 }
 
-# Looks at all: `wait -n` overlooks what ended before it was called.
+# Checks all: `wait -n` misses processes that ended before the call.
 failed="" code=0 running=("${pids[@]}")
 while ((${#running[@]})) && [[ -z "$failed" ]]; do
   sleep 0.2
@@ -119,7 +118,7 @@ while ((${#running[@]})) && [[ -z "$failed" ]]; do
 done
 
 if [[ -n "$failed" ]]; then
-  # After a preemption all are saving and about to end by themselves.
+  # After a preemption all processes save and end by themselves.
   ((code == 75)) || end_others
 fi
 wait "${pids[@]}" 2> /dev/null || true

@@ -8,13 +8,13 @@ die() {
   exit 2
 }
 
-# Prints the comment at the head of a script, which is its help.
+# Prints a script's head comment, its help.
 usage() {
   awk 'NR > 1 && !/^#/ { exit } NR > 1 && !/^#SBATCH/ { sub(/^# ?/, ""); print }' \
     "$1"
 }
 
-# Prints words so that a shell reads them back as they are.
+# Prints words quoted for a shell.
 quote() {
   local word words=()
   for word; do

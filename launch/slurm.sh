@@ -43,7 +43,7 @@ default_tasks() {
 }
 
 # On the login node, submits the script $2 of the repository $1, with more
-# options of sbatch, and ends. In a job, and to show what it runs, goes on.
+# options of sbatch, and exits. In a job, and in a dry run, returns.
 submit_unless_in_job() {
   if [[ -z "${SLURM_JOB_ID:-}" ]]; then
     submit "$@"
@@ -77,8 +77,8 @@ find_python() {
   fi
 }
 
-# The name of this job; of an array it is this task's, since SLURM_JOB_ID of one
-# of them is the whole array's.
+# Prints the id of this job. In an array it is the task's: SLURM_JOB_ID of one
+# task is the id of the whole array.
 job_id() {
   if [[ -n "${SLURM_ARRAY_JOB_ID:-}" ]]; then
     echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
@@ -87,8 +87,8 @@ job_id() {
   fi
 }
 
-# Says whether the job still runs: one that was cancelled, or that SLURM itself
-# puts back, is completing when its tasks have ended.
+# Succeeds if the job is still running: one that was cancelled, or that SLURM
+# requeues itself, is completing once its tasks have ended.
 is_mine_to_requeue() {
   local state
   state="$(squeue --noheader --format=%T --jobs="$(job_id)")" || return 1
@@ -97,8 +97,8 @@ is_mine_to_requeue() {
 
 # Runs a module in all tasks of the job; requeues the job if it was preempted.
 #
-# Exit code 75 means saved, and to be started again. 143 is the SIGTERM itself,
-# where it came before the handler was there.
+# Exit code 75 means saved, start again. 143 is SIGTERM before its handler was
+# installed.
 work() {
   local module="$1" code=0 child restarts
   shift

@@ -4,24 +4,24 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
-# Run a sweep as a SLURM array job: the cells are dealt over the shards.
+# Run a sweep as a SLURM array job, its cells divided among the shards.
 #
 #   launch/slurm_sweep.sh --config=configs/sweep_imagenet64.py --workdir=DIR \
 #     --shards=16 [--gpus=8] [--time=24:00:00] [--partition=P] [--account=A]
 #
 # --config=FILE        config of the sweep
 # --workdir=DIR        folder that all nodes see, one for all shards
-# --shards=N           jobs of the array (default 1), each on a node of its own
+# --shards=N           jobs of the array (default 1), each on its own node
 # --config.X.Y=VALUE   field of the config, as often as needed
 # --gpus=N             GPUs of each shard (default 8); 0: run on CPUs
 # --python=FILE        interpreter (default: .venv/bin/python, else python3)
 # --time --partition --account --qos --constraint --mem --cpus-per-task
 # --mail-user --output sbatch's
 # --sbatch=OPTION      any other option of sbatch, as often as needed
-# --dry-run            print what would be submitted, and what a job runs
+# --dry-run            print the submission and the commands of a job
 #
-# A shard that is preempted or reaches its time limit goes back into the queue
-# and continues at its last cell. Submitting again runs what is missing.
+# A shard that is preempted or reaches its time limit is requeued and resumes at
+# its last cell. Submitting again runs the missing cells.
 set -euo pipefail
 
 if [[ -n "${SLURM_JOB_ID:-}" ]]; then

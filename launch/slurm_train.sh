@@ -4,7 +4,7 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
-# Train on a SLURM cluster; back into the queue on preemption or time limit.
+# Train on a SLURM cluster; requeue on preemption or time limit.
 #
 #   launch/slurm_train.sh --config=configs/imagenet64.py --workdir=DIR \
 #     [--nodes=2] [--gpus=8] [--time=24:00:00] [--partition=P] [--account=A]
@@ -19,7 +19,7 @@
 # --time --partition --account --qos --constraint --mem --cpus-per-task
 # --mail-user --output sbatch's
 # --sbatch=OPTION      any other option of sbatch, as often as needed
-# --dry-run            print what would be submitted, and what the job runs
+# --dry-run            print the submission and the commands of the job
 #
 # SLURM sends SIGTERM 120 s before the time limit, and at preemption: the run
 # saves, and the job is requeued, which resumes it.

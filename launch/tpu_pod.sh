@@ -8,11 +8,11 @@
 #   launch/tpu_pod.sh sweep  ... the same flags, and --shard=I/N of several pods
 #   launch/tpu_pod.sh status | logs | stop | delete  --name=N --zone=Z
 #
-# create   asks for the slice as a queued resource, and waits until it is there
-# sync     copies the files git knows to every worker and installs them, and
-#          prepared data from a bucket to ~/tensorflow_datasets
+# create   requests the slice as a queued resource and waits until it is active
+# sync     copies git's files to every worker and installs them, and prepared
+#          data from a bucket to ~/tensorflow_datasets
 # train    starts experiments.train on every worker and returns; with --watch it
-# sweep    stays, makes a preempted slice anew, and starts again: it resumes
+# sweep    stays, recreates a preempted slice and resumes the run on it
 # status   of the queued resource, and of the run on every worker
 # logs     follows the log of worker 0, or of --worker=I
 # stop     SIGTERM to the run on every worker: it saves and ends
@@ -26,12 +26,12 @@
 # --spot        cheaper, may be preempted
 # --data=DIR    folder in a bucket with what experiments.prepare_data made
 # --python=V    version of Python on the workers (default 3.11)
-# --watch       for train and sweep, see there
-# --every=S     seconds between looks at what is waited for (default 60)
+# --watch       of train and sweep, see above
+# --every=S     seconds between polls (default 60)
 # --yes         delete without asking
 # --dry-run     print every command
 #
-# Needs gcloud, logged in; its credentials stay with it.
+# Needs gcloud, logged in, whose credentials are used.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname "$here")"
@@ -86,8 +86,8 @@ on_workers() {
     "--command=$2"
 }
 
-# The state of the queued resource, such as ACTIVE; NONE where there is none,
-# UNKNOWN where gcloud could not say.
+# Prints the state of the queued resource, such as ACTIVE; NONE if there is
+# none, UNKNOWN if gcloud fails.
 state() {
   local errors
   errors="$(mktemp)"
@@ -140,8 +140,8 @@ await_slice() {
   done
 }
 
-# Copies the files that git knows, as they are now, and installs them. uv brings
-# the Python that the workers' system lacks.
+# Copies git's files in their present state and installs them. uv provides the
+# Python that the workers' system lacks.
 sync_code() {
   local archive=/tmp/cfgd.tar.gz
   [[ -n "$DRY_RUN" ]] || archive="$(mktemp -d)/cfgd.tar.gz"
@@ -159,7 +159,7 @@ sync_code() {
  --python cfgd-venv/bin/python --editable './cfgd[tpu]'"
 }
 
-# Puts data where TFDS and data.dir='' look for it.
+# Copies data to where TFDS and data.dir='' look for it.
 sync_data() {
   [[ -n "$data" ]] || return 0
   on_workers all "mkdir -p tensorflow_datasets && gcloud storage rsync\
@@ -184,7 +184,7 @@ launch() {
   [[ -z "$watch" ]] || watch_run "$1"
 }
 
-# Looks at the slice and at worker 0 until the run has ended.
+# Polls the slice and worker 0 until the run has ended.
 watch_run() {
   local now line
   if [[ -n "$DRY_RUN" ]]; then
@@ -205,7 +205,7 @@ watch_run() {
         continue
         ;;
     esac
-    # A worker that does not answer is looked at again.
+    # A worker that does not answer is polled again.
     line="$(on_workers 0 'cfgd/launch/tpu_worker.sh status' 2> /dev/null)" ||
       continue
     echo "$line" >&2
@@ -219,7 +219,7 @@ watch_run() {
   done
 }
 
-# Makes the slice of this name again; what was on it is in the bucket.
+# Recreates the slice; the run's files are in the bucket.
 make_anew() {
   [[ "${now:-SUSPENDED}" == NONE ]] || queued delete --force --quiet
   create

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What tpu_pod.sh has every worker of a pod do; the same command on all of them.
+# Runs on every worker of a pod, with the same arguments, for tpu_pod.sh.
 #
 #   launch/tpu_worker.sh start MODULE --config=... --workdir=...
 #   launch/tpu_worker.sh status     one line: running, or how it ended
 #   launch/tpu_worker.sh stop       SIGTERM: it saves and ends
 #
-# `start` returns at once; the run is logged to ~/cfgd-run/log and is started
-# again whenever it ends with exit code 75, saved before a preemption.
+# `start` returns at once. The run is logged to ~/cfgd-run/log and restarted
+# whenever it ends with exit code 75, saved before a preemption.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=launch/shell.sh
@@ -22,7 +22,7 @@ ask() {
     "$metadata/$1"
 }
 
-# Tells JAX who is who in a pod. The endpoints are uid:port:address, by worker.
+# Sets JAX's variables for a pod. The endpoints are uid:port:address, by worker.
 join_pod() {
   local endpoints first workers
   endpoints="$(ask worker-network-endpoints)" ||

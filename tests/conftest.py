@@ -1,7 +1,7 @@
 """Four virtual CPU devices for every test; set before JAX is imported.
 
 Most of the suite's time is compilation: programs that run for milliseconds are
-compiled at a lower level of optimisation.
+compiled without optimisation.
 """
 
 import os
@@ -10,7 +10,7 @@ os.environ["XLA_FLAGS"] = " ".join(
   (
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=1",
+    "--xla_backend_optimization_level=0",
   )
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,7 +23,7 @@ import pytest
 
 from cfgd.runtime import xla
 from configs import base
-from configs import sweep_embedded
+from tests import tiny as tiny_config
 
 xla.set_options()
 
@@ -67,23 +67,4 @@ def tiny():
 
 
 def make_tiny():
-  config = sweep_embedded.get_config()
-  config.data.image_size = 4
-  config.model.channel_mult = (1,)
-  config.model.attention_resolutions = (4,)
-  config.optim.decay_steps = 0
-  config.optim.warmup_steps = 1
-  config.train.batch_size = 8
-  config.train.steps = 2
-  config.train.log_every = 1
-  config.train.checkpoint_every = 1
-  config.train.sample_every = 0
-  config.sampling.T = 3
-  config.sampling.num_samples = 22
-  config.sampling.batch_size = 2
-  config.sampling.chunk_size = 12
-  config.metrics.num_splits = 2
-  config.metrics.feature_net.width = 4
-  config.metrics.feature_net.num_features = 8
-  config.metrics.feature_net.steps = 200
-  return config
+  return tiny_config.make_config()

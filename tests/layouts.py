@@ -2,9 +2,9 @@
 
 python -m tests.layouts DEVICES OUT.npz WHAT...
 
-WHAT is one of "sample:BATCH:T", "gradient:BATCH", "features", "inception"; the
-arrays are stored under these names. The number of devices has to be chosen
-before JAX starts, so each layout is a process of its own.
+WHAT is one of "sample:BATCH:T:IMAGES", "gradient:BATCH", "features",
+"inception"; the arrays are stored under these names. The number of devices has
+to be chosen before JAX starts, so each layout is a process of its own.
 """
 
 import os
@@ -29,20 +29,13 @@ from cfgd.training import state as state_lib
 from cfgd.training import steps
 from configs import embedded
 
-IMAGES = 256
-
 
 def random_params(params):
   """Return parameters without zeros, which last layers start at."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.device_get(
-    tree.unflatten(
-      [
-        leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-      ]
-    )
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32),
+    jax.device_get(params),
   )
 
 
@@ -52,18 +45,24 @@ def images():
   return source.read(np.arange(1000))
 
 
-def sample(batch, num_steps):
-  """Return guided samples of the embedded network, [IMAGES, H, W, C] uint8."""
+def sample(batch, num_steps, number):
+  """Return guided samples of the embedded network, [number, H, W, C] uint8.
+
+  Args:
+    batch: images per device and call.
+    num_steps: T.
+    number: of images.
+  """
   config = embedded.get_config()
   config.sampling.update({"batch_size": batch, "T": num_steps, "w": 1.0})
   params = random_params(build.initial_params(config))
   params = distributed.replicate_locally(params), None
   draw = build.sampler(config)
   rows = batch * jax.local_device_count()
-  index = np.arange(IMAGES)
+  index = np.arange(number)
   parts = [
     draw(params, part, (part % 10).astype(np.int32))[0]
-    for part in np.split(index, range(rows, IMAGES, rows))
+    for part in np.split(index, range(rows, number, rows))
   ]
   return np.concatenate(parts)
 

@@ -1,12 +1,9 @@
 """The commands as a user types them, in processes of their own."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,64 +11,48 @@ import pytest
 
 from cfgd.runtime import errors
 from experiments import launcher
+from tests import processes
+from tests import tiny as tiny_config
 from tests.data import imagenet_like
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = (
-  "--config.data.image_size=4",
-  "--config.model.channel_mult=1,",
-  "--config.model.attention_resolutions=4,",
-  "--config.train.batch_size=8",
-  "--config.train.steps=2",
-  "--config.train.checkpoint_every=1",
-  "--config.train.sample_every=2",
-  "--config.sampling.num_samples=20",
-  "--config.sampling.batch_size=5",
-  "--config.sampling.chunk_size=10",
-  "--config.sampling.T=3",
-  "--config.metrics.num_splits=2",
-  "--config.metrics.feature_net.steps=40",
+TINY = tiny_config.flags(tiny_config.TINY)
+TINY_GRIDS = tiny_config.flags(
+  {
+    "sweep.grids.main.T": (3,),
+    "sweep.grids.main.w": (0.0, 1.0),
+    "sweep.grids.p_uncond.T": (2,),
+    "sweep.grids.p_uncond.w": (0.5,),
+    "sweep.grids.T.T": (2,),
+    "sweep.grids.T.w": (0.5,),
+  }
 )
-TINY_GRIDS = (
-  "--config.sweep.grids.main.T=3,",
-  "--config.sweep.grids.main.w=0.0,1.0",
-  "--config.sweep.grids.p_uncond.T=2,",
-  "--config.sweep.grids.p_uncond.w=0.5,",
-  "--config.sweep.grids.T.T=2,",
-  "--config.sweep.grids.T.w=0.5,",
-)
-
-
-def start(name, *arguments):
-  return subprocess.Popen(
-    [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-    cwd=ROOT,
-    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def run(name, *arguments):
-  process = start(name, *arguments)
-  out, err = process.communicate(timeout=240)
-  return process.returncode, out, err
 
 
 def succeed(name, *arguments):
-  code, out, err = run(name, *arguments)
+  code, out, err = processes.run(name, *arguments)
   assert code == 0, err
   return out, err
 
 
-def fail(words, name, *arguments):
-  code, _, err = run(name, *arguments)
-  assert code not in (0, None)
-  told = [line for line in err.splitlines() if line.startswith("error:")]
-  assert len(told) == 1, err
-  assert words in told[0], err
-  assert "Traceback" not in err, err
+@pytest.fixture(scope="module")
+def forks():
+  with processes.Forks() as forks:
+    yield forks
+
+
+@pytest.fixture(scope="module")
+def fail(forks):
+  """Return a function: run, and demand an error in one line with words."""
+
+  def run_and_fail(words, name, *arguments):
+    code, _, err = forks.run(name, *arguments)
+    assert code not in (0, None)
+    told = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(told) == 1, err
+    assert words in told[0], err
+    assert "Traceback" not in err, err
+
+  return run_and_fail
 
 
 def everything(folder):
@@ -91,9 +72,10 @@ def trained(tmp_path_factory):
   return workdir
 
 
-def test_train_resumes_by_the_same_command(trained):
+def test_train_resumes_by_the_same_command(trained, forks):
   before = everything(trained)
-  _, err = succeed("train", f"--workdir={trained}", *TINY)
+  code, _, err = forks.run("train", f"--workdir={trained}", *TINY)
+  assert code == 0, err
   assert "Trained already: step 2" in err
   assert everything(trained) == before
 
@@ -104,7 +86,7 @@ def test_sample_and_evaluate(trained):
   assert "w=0.3 (s=1.3)" in err
   path = pathlib.Path(out.strip())
   with np.load(path) as arrays:
-    assert arrays["arr_0"].shape == (20, 4, 4, 1)
+    assert arrays["arr_0"].shape == (22, 4, 4, 1)
   out, _ = succeed("evaluate", f"--samples={path}", *more)
   report = json.loads(out)
   assert {"fd_embedded", "fd_embedded_heldout", "recall"} <= set(
@@ -116,8 +98,12 @@ def test_sample_and_evaluate(trained):
 @pytest.mark.parametrize(
   ("words", "name", "more"),
   [
-    ("batch_sise", "train", ["--config.train.batch_sise=3"]),
-    ("nonesuch", "train", ["--config.nonesuch=3"]),
+    (
+      "did you mean train.batch_size?",
+      "train",
+      ["--config.train.batch_sise=3"],
+    ),
+    ("--config.nonesuch: no such field", "train", ["--config.nonesuch=3"]),
     (
       "must be divisible by the 4 devices",
       "train",
@@ -133,13 +119,13 @@ def test_sample_and_evaluate(trained):
     ("give --workdir", "evaluate", ["--reference=none.npz"]),
   ],
 )
-def test_mistakes_end_in_one_line(trained, words, name, more):
+def test_mistakes_end_in_one_line(trained, fail, words, name, more):
   before = everything(trained)
   fail(words, name, f"--workdir={trained}", *TINY, *more)
   assert everything(trained) == before
 
 
-def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path):
+def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path, fail):
   archives = imagenet_like.write(tmp_path / "archives", train=4, validation=2)
   command = (
     "prepare_data",
@@ -157,7 +143,7 @@ def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path):
 def test_checkpoints_are_listed_and_a_damaged_one_is_told(trained, tmp_path):
   shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
   (tmp_path / "checkpoints/2/ema/_METADATA").write_text("")
-  code, out, err = run("checkpoints", f"--workdir={tmp_path}")
+  code, out, err = processes.run("checkpoints", f"--workdir={tmp_path}")
   assert code == 1
   header, one, two = out.splitlines()
   assert header.split()[0] == "step"
@@ -167,6 +153,26 @@ def test_checkpoints_are_listed_and_a_damaged_one_is_told(trained, tmp_path):
   assert "error: 1 of 2 checkpoints are damaged: steps 2" in err
 
 
+@pytest.mark.parametrize(
+  ("argument", "line"),
+  [
+    ("train.batch_sise=3", "no such field; did you mean train.batch_size?"),
+    ("nothing.like_it", "no such field; configs/base.py has all fields"),
+    ("train.flip=1", "no such field; did you mean data.flip?"),
+    ("old.name=1", "no such field; use train.steps"),
+    ("train.steps=3", None),
+    ("train={}", None),
+    ("sweep.grids.any.T=3,", None),
+  ],
+)
+def test_an_unknown_field_is_named_with_those_like_it(argument, line):
+  renamed = {"old.name": "use train.steps"}
+  argv = ["train", "--config=a.py", f"--config.{argument}"]
+  field = argument.partition("=")[0]
+  wanted = line and f"--config.{field}: {line}"
+  assert launcher.unknown_field(argv, renamed) == wanted
+
+
 def test_shards_are_counted_from_one():
   assert launcher.parse_shard("3/16") == (3, 16)
   for text in ("0/3", "4/3", "3", "/3", "a/b", "-1/3"):
@@ -174,14 +180,14 @@ def test_shards_are_counted_from_one():
       launcher.parse_shard(text)
 
 
-def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path):
+def test_a_missing_checkpoint_or_config_writes_nothing(tmp_path, fail):
   fail("no checkpoint in", "sample", f"--workdir={tmp_path}", *TINY)
   fail("none.py", "train", "--config=configs/none.py", f"--workdir={tmp_path}")
   fail("workdir", "train", *TINY)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_workdir_that_is_a_file_is_left_alone(tmp_path):
+def test_a_workdir_that_is_a_file_is_left_alone(tmp_path, fail):
   path = tmp_path / "file"
   path.write_text("mine")
   fail(str(path), "train", f"--workdir={path}", *TINY)
@@ -191,7 +197,7 @@ def test_a_workdir_that_is_a_file_is_left_alone(tmp_path):
 @pytest.mark.slow
 def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
   command = ("sweep", f"--workdir={tmp_path}", *TINY, *TINY_GRIDS)
-  process = start(*command)
+  process = processes.start(*command)
   deadline = time.monotonic() + 200
   while not list(tmp_path.glob("cells/*/metrics.json")):
     assert process.poll() is None, process.communicate()[1]
