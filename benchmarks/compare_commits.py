@@ -4,9 +4,9 @@
 
 Checks out both, trains the embedded model and its classifier with `before`,
 continues both with each commit, and samples from the models of `before` with
-every sampler and guidance that both have, on one device. Prints, for each case,
-the share of pixels that differ and by how much at most; for training, the
-relative difference of the parameters and of the loss. Writes DIR/compared.json.
+every sampler and guidance that both have, on one device. Prints, for each case, the
+share of pixels that differ and by how much at most; and the relative difference
+of the parameters after ten more training steps. Writes DIR/compared.json.
 """
 
 import json
@@ -32,6 +32,7 @@ _IMAGES = flags.DEFINE_integer("images", 250, "Samples of each case.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Training steps before sampling.")
 flags.mark_flags_as_required(["before", "out"])
 
+_MORE = 10  # training steps
 _STRONG = {"w": 2.0}
 _KINDS = {
   "none": {"w": 0.0},
@@ -161,8 +162,8 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(start, folder)
     paths[name] = _run(checkout, folder, cases=CASES, steps=steps)
-    _run(checkout, folder, train=("model",), steps=steps + 1, every=1)
-    later[name] = _params(folder / "model", steps + 1)
+    _run(checkout, folder, train=("model",), steps=steps + _MORE, every=_MORE)
+    later[name] = _params(folder / "model", steps + _MORE)
   rows = [
     {"case": case, "share": share, "greatest": greatest}
     for case, (share, greatest) in zip(
@@ -172,16 +173,17 @@ def main():
   for row in rows:
     text = ", ".join(f"{k}={v}" for k, v in row["case"].items())
     print(f"{row['share']:9.2e} {row['greatest']:4d}  {text}")
-  first = _params(start / "model", steps)
-  step = {name: params - first for name, params in later.items()}
   norm = np.linalg.norm
+  apart = norm(later["after"] - later["before"])
+  moved = norm(later["before"] - _params(start / "model", steps))
   found = {
-    "of the parameters": norm(step["after"] - step["before"])
-    / norm(later["before"]),
-    "of the step": norm(step["after"] - step["before"]) / norm(step["before"]),
+    "parameters": float(apart / norm(later["before"])),
+    "change": float(apart / moved),
   }
-  for what, value in found.items():
-    print(f"Training step, relative difference {what}: {value:.1e}")
+  print(
+    f"{_MORE} training steps: relative difference {found['parameters']:.1e} of "
+    f"the parameters, {found['change']:.1e} of their change"
+  )
   result = commits | {"cases": rows, "training": found}
   (out / "compared.json").write_text(json.dumps(result, indent=2, default=str))
 

@@ -110,7 +110,7 @@ def test_sample_and_evaluate(trained):
       ["--config.train.batch_size=6"],
     ),
     ("made with another config", "train", ["--config.seed=5"]),
-    ("must be a number of at least -1", "sample", ["--config.sampling.w=-1.2"]),
+    ("must be at least -1", "sample", ["--config.sampling.w=-1.2"]),
     ("must be at least 2", "sample", ["--config.sampling.T=1"]),
     ("must be in 0..9", "sample", ["--config.sampling.labels=10,"]),
     ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),

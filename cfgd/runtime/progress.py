@@ -1,4 +1,4 @@
-"""Progress of long work on the host, logged every few seconds."""
+"""Progress of long work on the host, logged now and then and at its end."""
 
 import time
 
@@ -20,7 +20,7 @@ class Progress:
     """Count more as done."""
     self._done += count
     now = time.monotonic()
-    if now - self._logged < _SECONDS:
+    if now - self._logged < _SECONDS and self._done < self._total:
       return
     self._logged = now
     rate = self._done / (now - self._start)
