@@ -4,9 +4,9 @@
 
 Checks out both, trains the embedded model and its classifier with `before`,
 continues both with each commit, and samples from the models of `before` with
-every sampler and guidance that both have, on one device. Prints, for each case, the
-share of pixels that differ and by how much at most; and the relative difference
-of the parameters after ten more training steps. Writes DIR/compared.json.
+every sampler and guidance that both have, on one device. Prints the share of
+pixels that differ and by how much at most, and the relative difference of the
+parameters after ten more training steps. Writes DIR/compared.json.
 """
 
 import json
