@@ -35,6 +35,7 @@ from benchmarks import machine
 from cfgd.data import images
 from cfgd.data import pipeline
 from cfgd.data import prepared
+from cfgd.data import spec
 from experiments import launcher
 
 _JPEG = (375, 500)  # the usual size of ImageNet's
@@ -121,9 +122,7 @@ def _write_tfrecord(path, array):
 
 def _write_set(folder, array):
   number, size, _, channels = array.shape
-  path = prepared.folder(
-    "benchmark", image_size=size, crop=0, data_dir=os.fspath(folder)
-  )
+  path = prepared.folder("benchmark", spec.Spec("", size, data_dir=str(folder)))
   half = prepared.incomplete(path)
   half.mkdir(parents=True)
   edges = [number * i // _SHARDS for i in range(_SHARDS + 1)]

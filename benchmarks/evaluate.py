@@ -28,6 +28,7 @@ from benchmarks import machine
 from cfgd.convert import inception as inception_weights
 from cfgd.metrics import collect
 from cfgd.metrics import extract
+from cfgd.metrics import manifold
 from cfgd.metrics import scores
 from cfgd.models import inception
 from cfgd.runtime import distributed
@@ -137,8 +138,7 @@ def frechet_seconds():
   rng = np.random.default_rng(0)
   dim = inception.NUM_FEATURES
   sets = [
-    scores.add(scores.empty_moments(dim), rng.gamma(2, shift, (2 * dim, dim)))
-    for shift in (1.0, 1.1)
+    scores.moments(rng.gamma(2, shift, (2 * dim, dim))) for shift in (1.0, 1.1)
   ]
   both = [x for rows in sets for x in scores.mean_and_covariance(rows)]
   root = scores.factor(both[1])
@@ -220,7 +220,7 @@ def memory(count):
   print(f"  {report}", flush=True)
   real = collected.rows[:10_000]
   begin = time.perf_counter()
-  scores.precision_recall(real, collected.rows, 3)
+  manifold.precision_recall(real, collected.rows, 3)
   report["precision_recall_gib"] = _peak()
   report["precision_recall_seconds"] = time.perf_counter() - begin
   scores.kernel_distance(real, collected.rows)

@@ -20,7 +20,7 @@ import jax
 
 from benchmarks import machine
 from benchmarks import programs
-from cfgd import networks
+from cfgd import build
 from experiments import launcher
 
 _CONFIG = launcher.define_config("imagenet64.py")
@@ -29,9 +29,9 @@ _MEMORY = flags.DEFINE_boolean("memory", True, "Compile the training step.")
 
 
 def _report_forward(config):
-  leaves = jax.tree.leaves(networks.param_shapes(config))
+  leaves = jax.tree.leaves(build.param_shapes(config))
   report = {
-    "gflop_per_image": networks.forward_flop(config) / 1e9,
+    "gflop_per_image": build.forward_flop(config) / 1e9,
     "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
     "dtype": config.model.dtype,
   }
@@ -47,7 +47,7 @@ def _report_step(config, batch):
   """Compile the training step for one device and return its memory."""
   start = time.perf_counter()
   shapes = programs.train_input_shapes(config, batch)
-  compiled = programs.train_step(config).lower(*shapes).compile()
+  compiled = build.train_step(config).lower(*shapes).compile()
   seconds = time.perf_counter() - start
   state, other = machine.peak_gib(compiled)
   report = {

@@ -24,6 +24,7 @@ import jax
 
 from benchmarks import machine
 from benchmarks import programs
+from cfgd import build
 from experiments import launcher
 
 _CONFIG = launcher.define_config("imagenet64.py")
@@ -153,7 +154,7 @@ def make_ours(config):
 
 def _make_our_step(config):
   state, batch, traced = programs.train_inputs(config, _BATCH.value)
-  step = programs.train_step(config)
+  step = build.train_step(config)
 
   def train():
     nonlocal state

@@ -6,36 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
 from cfgd.runtime import distributed
-from cfgd.sampling import configured
 from cfgd.training import state as state_lib
-from cfgd.training import steps
-from cfgd.training import tasks
-
-
-def _optimizer(config):
-  return state_lib.make_optimizer(**config_lib.adam_arguments(config))
-
-
-def train_step(config):
-  """Return the pmapped training step of a config."""
-  return steps.make_train_step(
-    tasks.TASKS[config.task].loss(config, networks.build(config)),
-    _optimizer(config),
-    seed=config.seed,
-    ema_decay=config.optim.ema_decay,
-    ema_warmup=config.optim.ema_warmup,
-    microbatches=config.train.microbatches,
-  )
 
 
 def train_inputs(config, batch_size):
   """Return (state, batch, traced numbers) of a step, on all devices."""
-  state = state_lib.create(networks.initial_params(config), _optimizer(config))
+  state = state_lib.create(
+    build.initial_params(config), build.optimizer(config)
+  )
   rng = np.random.default_rng(0)
-  shape = (batch_size, *config_lib.image_shape(config))
+  shape = (batch_size, *build.image_shape(config))
   labels = rng.integers(config.data.num_classes, size=batch_size)
   batch = {
     "image": rng.integers(0, 256, shape, dtype=np.uint8),
@@ -52,10 +34,10 @@ def train_inputs(config, batch_size):
 def train_input_shapes(config, batch):
   """Return the shapes of `train_inputs` for one device, without any arrays."""
   state = jax.eval_shape(
-    lambda params: state_lib.create(params, _optimizer(config)),
-    networks.param_shapes(config),
+    lambda params: state_lib.create(params, build.optimizer(config)),
+    build.param_shapes(config),
   )
-  shape = (1, batch, *config_lib.image_shape(config))  # devices first
+  shape = (1, batch, *build.image_shape(config))  # devices first
   rows = jax.ShapeDtypeStruct((1, batch), jnp.int32)
   image = jax.ShapeDtypeStruct(shape, jnp.uint8)
   traced = {"p_uncond": jax.ShapeDtypeStruct((), jnp.float32)}
@@ -71,26 +53,23 @@ def sampler(config, batch_size, num_steps, *, two_passes=None):
     config: ConfigDict.
     batch_size: over all devices of this process.
     num_steps: T, network evaluations per branch.
-    two_passes: see `configured.make_sampler`.
+    two_passes: see `build.sampler`.
   """
   config = config.copy_and_resolve_references()
   config.sampling.T = num_steps
   index = np.arange(batch_size)
-  arguments = configured.arguments(
-    config,
-    distributed.replicate_locally((networks.initial_params(config), None)),
-    index,
-    (index % config.data.num_classes).astype(np.int32),
-  )
-  return configured.make_sampler(config, two_passes=two_passes), arguments
+  draw = build.sampler(config, two_passes=two_passes)
+  params = distributed.replicate_locally((build.initial_params(config), None))
+  label = (index % config.data.num_classes).astype(np.int32)
+  return draw.run, draw.arguments(params, index, label)
 
 
 def forward(config, batch_size):
   """Return (jitted network, its arguments) with fresh weights."""
-  network = networks.build(config)
-  shape = (batch_size, *config_lib.image_shape(config))
+  network = build.network(config)
+  shape = (batch_size, *build.image_shape(config))
   arguments = (
-    networks.initial_params(config),
+    build.initial_params(config),
     np.random.default_rng(0).standard_normal(shape, np.float32),
     np.full(batch_size, 500.0, np.float32),
     np.arange(batch_size, dtype=np.int32) % config.data.num_classes,
@@ -114,8 +93,8 @@ def residual_bytes(config, batch):
   Parameters are included, dropout masks are not. With model.remat it is what
   rematerialization keeps.
   """
-  network = networks.build(config)
-  shape = (batch, *config_lib.image_shape(config))
+  network = build.network(config)
+  shape = (batch, *build.image_shape(config))
 
   def backward(params, z, time, label):
     return jax.vjp(
@@ -125,7 +104,7 @@ def residual_bytes(config, batch):
   return num_bytes(
     jax.eval_shape(
       backward,
-      networks.param_shapes(config),
+      build.param_shapes(config),
       jax.ShapeDtypeStruct(shape, jnp.float32),
       jax.ShapeDtypeStruct((batch,), jnp.float32),
       jax.ShapeDtypeStruct((batch,), jnp.int32),

@@ -14,8 +14,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks import programs
-from cfgd import networks
-from cfgd.sampling import sampler as sampler_lib
+from cfgd import build
 from experiments import launcher
 
 _CONFIG = launcher.define_config("imagenet64.py")
@@ -30,7 +29,7 @@ flags.mark_flag_as_required("batch")
 
 def _two_passes():
   if _PASSES.value is None:
-    return sampler_lib.prefers_two_passes()
+    return build.prefers_two_passes()
   return _PASSES.value == "2"
 
 
@@ -56,7 +55,7 @@ def measure(config, batch_size, num_steps, repeats, two_passes):
   report = machine.environment()
   branches = 1 if config.sampling.w == 0 else 2
   images = branches * batch_size / report["devices"]
-  flop = networks.forward_flop(config) * images
+  flop = build.forward_flop(config) * images
   return report | {
     "batch_size": batch_size,
     "T": num_steps,

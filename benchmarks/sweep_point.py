@@ -22,11 +22,11 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks import programs
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
 from cfgd.metrics import evaluate
 from cfgd.runtime import errors
 from cfgd.sampling import generate
+from cfgd.sweep import grid
 from cfgd.sweep import runner
 from experiments import launcher
 
@@ -79,7 +79,7 @@ def points(config, workdir, ws, num_steps):
   run_dir = workdir / "runs" / f"p{_P_UNCOND:g}"
   seconds = np.zeros(3)
   for w in ws:
-    cell = config_lib.cell_config(config, p_uncond=_P_UNCOND, w=w, T=num_steps)
+    cell = grid.cell_config(config, p_uncond=_P_UNCOND, w=w, T=num_steps)
     cell.metrics.feature_dir = str(workdir / "feature_net")
     times = [time.perf_counter()]
     samples = generate.generate(cell, run_dir)
@@ -193,7 +193,7 @@ def _rates(config, report):
   medians = {key: value["median"] for key, value in report["seconds"].items()}
   alone = medians.pop("evaluations_alone")
   images = 2 * _STEPS.value * report["images_with_filling"]
-  flop = networks.forward_flop(config) * images / jax.device_count()
+  flop = build.forward_flop(config) * images / jax.device_count()
   number = config.sampling.num_samples
   return {
     "T": _STEPS.value,

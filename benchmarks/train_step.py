@@ -18,7 +18,7 @@ import jax
 
 from benchmarks import machine
 from benchmarks import programs
-from cfgd import networks
+from cfgd import build
 from experiments import launcher
 
 _CONFIG = launcher.define_config("imagenet64.py")
@@ -60,7 +60,7 @@ def measure(config, batch_size, repeats):
   """Compile and time the step; returns the report."""
   state, batch, traced = programs.train_inputs(config, batch_size)
   start = time.perf_counter()
-  lowered = programs.train_step(config).lower(state, batch, traced)
+  lowered = build.train_step(config).lower(state, batch, traced)
   compiled = lowered.compile()
   compile_seconds = time.perf_counter() - start
   used = memory(config, compiled, state, batch_size // jax.device_count())
@@ -75,7 +75,7 @@ def measure(config, batch_size, repeats):
   machine.timed(step, 1)
   seconds = machine.timed(step, repeats)
   median = machine.spread(seconds)["median"]
-  flop = networks.flop(lowered)
+  flop = build.flop(lowered)
   return used | {
     "batch_size": batch_size,
     "dtype": config.model.dtype,

@@ -4,30 +4,28 @@ Pure functions of arrays: no network, no config, no state. The paper's symbols:
 
   z        [B, ...]  noisy images z_lambda = alpha x + sigma eps
   x, eps   [B, ...]  clean images and standard normal noise
-  logsnr   [B] or [] lambda = log(alpha^2 / sigma^2), from logsnr_min to _max
-  u        [B] or [] uniform variable of the schedule; u = 0 is logsnr_max
+  logsnr   [B] or [] lambda = log(alpha^2 / sigma^2)
+  u        [B] or [] the schedule's uniform variable; u = 0 is the least noise
   label    [B] int   class c; one more index is the null label
   w        [B] or [] guidance strength: (1 + w) eps(z, c) - w eps(z)
   v                  interpolation of the reverse variance, 0 to 1
-  T                  number of network evaluations of a sampler
+  T                  length of a sampler's log-SNR grid
 
 Everything stays in log-SNR: alpha^2 = sigmoid(lambda), sigma^2 =
 sigmoid(-lambda). 1 - alpha^2, 1 - exp(x) and tan near pi/2 are never formed, so
-that float32 holds at lambda = +-20.
+float32 holds at lambda = +-20.
 
-Four shapes of function make a sampler (see docs/design.md), two more a
-classifier's guidance:
+Four function types compose (docs/design.md):
 
   DenoiseFn  (z, logsnr [B], label [B]) -> Prediction(eps, v)
   guidance   DenoiseFn -> DenoiseFn
   predict    (z, logsnr [], label [B]) -> (x, v), guided and thresholded
-  step       (keys [B], z, x, v, logsnr_from [], logsnr_to []) -> z
-  log_prob   (z, logsnr [B], label [B]) -> [B] log p(c | z_lambda)
-  log_probs  (z, logsnr [B]) -> [B, K], of every class
+  sampler    (predict, keys [B], z, label, logsnrs [T], **numbers) -> x
 
-What later papers made of guidance wraps these from outside: cfgd/guidance.py.
+Guidance beyond the paper's own is in cfgd/guidance.py.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -40,7 +38,7 @@ class Prediction(NamedTuple):
 
   Attributes:
     eps: [B, ...] predicted noise.
-    v: None, or [B, ...] variance interpolation, of networks that predict their
+    v: None, or [B, ...] variance interpolation of networks that predict their
       own (ADM's learned sigma, arXiv:2102.09672 eq. 15).
   """
 
@@ -48,8 +46,8 @@ class Prediction(NamedTuple):
   v: jax.Array | None = None
 
 
-def _expand(coefficient, z):
-  """Give a scalar or [B] coefficient the rank of z."""
+def expand(coefficient, z):
+  """Give a scalar or [B] coefficient the rank of z [B, ...]."""
   coefficient = jnp.asarray(coefficient)
   assert coefficient.ndim in (0, 1), coefficient.shape
   if coefficient.ndim == 0:
@@ -58,88 +56,52 @@ def _expand(coefficient, z):
   return coefficient.reshape(coefficient.shape + (1,) * (z.ndim - 1))
 
 
-# The schedule: section 2 of the paper.
+class Schedule(NamedTuple):
+  """The noise levels lambda(u) = -2 log tan(a u + b), section 2.
 
-
-def _schedule_constants(logsnr_min, logsnr_max):
-  """Return (a, b) of lambda(u) = -2 log tan(a u + b)."""
-  b = jnp.arctan(jnp.exp(-0.5 * logsnr_max))
-  a = jnp.arctan(jnp.exp(-0.5 * logsnr_min)) - b
-  return a, b
-
-
-def _logsnr(u, one_minus_u, logsnr_min, logsnr_max):
-  a, b = _schedule_constants(logsnr_min, logsnr_max)
-  # -log tan(t) = log tan(pi/2 - t), and pi/2 - (a u + b) = a (1 - u) + c with
-  # c = arctan(exp(logsnr_min / 2)): whichever angle is small keeps its digits.
-  c = jnp.arctan(jnp.exp(0.5 * logsnr_min))
-  noisy = u > 0.5
-  angle = jnp.where(noisy, a * one_minus_u + c, a * u + b)
-  return jnp.where(noisy, 2.0, -2.0) * jnp.log(jnp.tan(angle))
-
-
-def logsnr_schedule(u, *, logsnr_min, logsnr_max):
-  """Map u in [0, 1] to lambda(u) = -2 log tan(a u + b), section 2.
-
-  Args:
-    u: any shape; 0 gives logsnr_max, 1 gives logsnr_min.
-    logsnr_min: the noisiest log-SNR, -20 in the paper.
-    logsnr_max: the cleanest log-SNR, 20 in the paper.
-
-  Returns:
-    Log-SNR, of u's shape.
+  Attributes:
+    logsnr_min: noisiest log-SNR, at u = 1; -20 in the paper.
+    logsnr_max: cleanest log-SNR, at u = 0; 20 in the paper.
   """
-  return _logsnr(u, 1.0 - u, logsnr_min, logsnr_max)
 
+  logsnr_min: float
+  logsnr_max: float
 
-def u_of_logsnr(logsnr, *, logsnr_min, logsnr_max):
-  """Invert `logsnr_schedule`."""
-  a, b = _schedule_constants(logsnr_min, logsnr_max)
-  return (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
+  def logsnr(self, u):
+    """Return lambda(u) for u in [0, 1] of any shape."""
+    return self._logsnr(u, 1.0 - u)
 
+  def u(self, logsnr):
+    """Invert `logsnr`: return u of lambda."""
+    a, b = self._constants()
+    return (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
 
-def log_density_of_logsnr(logsnr, *, logsnr_min, logsnr_max):
-  """Return log p(lambda) for lambda = lambda(u), u uniform, section 2.
+  def grid(self, num_steps):
+    """Return lambda_1 < ... < lambda_T [T] at uniformly spaced u, section 4."""
+    assert num_steps >= 2, num_steps
+    i, last = jnp.arange(num_steps), num_steps - 1
+    # 1 - u = i / (T - 1) exactly. Computed as 1.0 - u it would lose the digits
+    # that the steep ends of the schedule need.
+    return self._logsnr((last - i) / last, i / last)
 
-  p(lambda) = 1 / (4 a cosh(lambda / 2)), a truncated hyperbolic secant.
-  """
-  a, _ = _schedule_constants(logsnr_min, logsnr_max)
-  half = jnp.abs(0.5 * logsnr)
-  return -jnp.log(2.0 * a) - half - jnp.log1p(jnp.exp(-2.0 * half))
+  def _constants(self):
+    b = jnp.arctan(jnp.exp(-0.5 * self.logsnr_max))
+    return jnp.arctan(jnp.exp(-0.5 * self.logsnr_min)) - b, b
 
-
-def density_of_logsnr(logsnr, *, logsnr_min, logsnr_max):
-  """Return p(lambda), see `log_density_of_logsnr`."""
-  a, _ = _schedule_constants(logsnr_min, logsnr_max)
-  return 1.0 / (4.0 * a * jnp.cosh(0.5 * logsnr))
-
-
-def logsnr_grid(num_steps, *, logsnr_min, logsnr_max):
-  """Return lambda_1 < ... < lambda_T at T uniformly spaced u, section 4.
-
-  Args:
-    num_steps: T >= 2.
-    logsnr_min: lambda_1.
-    logsnr_max: lambda_T.
-
-  Returns:
-    [T] increasing log-SNR, from noise to data.
-  """
-  assert num_steps >= 2, num_steps
-  i = jnp.arange(num_steps)
-  last = num_steps - 1
-  # 1 - u is i / (T - 1) exactly; subtracting it from 1 would cost the digits
-  # that the steep ends of the schedule need.
-  return _logsnr((last - i) / last, i / last, logsnr_min, logsnr_max)
-
-
-# Marginals, transitions, posteriors: eq. 1 to 4.
+  def _logsnr(self, u, one_minus_u):
+    a, b = self._constants()
+    # -log tan(t) = log tan(pi/2 - t), and pi/2 - (a u + b) = a (1 - u) + c with
+    # c = arctan(exp(logsnr_min / 2)): use whichever angle is small.
+    c = jnp.arctan(jnp.exp(0.5 * self.logsnr_min))
+    noisy = u > 0.5
+    angle = jnp.where(noisy, a * one_minus_u + c, a * u + b)
+    return jnp.where(noisy, 2.0, -2.0) * jnp.log(jnp.tan(angle))
 
 
 def alpha_sigma(logsnr):
   """Return (alpha, sigma): alpha^2 = sigmoid(lambda) = 1 - sigma^2, eq. 1."""
-  # exp(log_sigmoid / 2) and not sqrt(sigmoid): also right where the square is
-  # subnormal, which XLA flushes to zero.
+  # exp(log_sigmoid / 2) rather than sqrt(sigmoid): also right where the square
+  # is subnormal, which XLA flushes to zero.
   return (
     jnp.exp(0.5 * jax.nn.log_sigmoid(logsnr)),
     jnp.exp(0.5 * jax.nn.log_sigmoid(-logsnr)),
@@ -147,97 +109,24 @@ def alpha_sigma(logsnr):
 
 
 def diffuse(x, eps, logsnr):
-  """Return z_lambda = alpha x + sigma eps, a draw of q(z_lambda | x), eq. 1."""
+  """Return z_lambda = alpha x + sigma eps, a draw from q(z | x), eq. 1."""
   alpha, sigma = alpha_sigma(logsnr)
-  return _expand(alpha, x) * x + _expand(sigma, x) * eps
-
-
-def _log_one_minus_ratio(logsnr_from, logsnr_to):
-  """Return log(1 - exp(lambda - lambda')) for lambda < lambda'."""
-  return jnp.log(-jnp.expm1(logsnr_from - logsnr_to))
-
-
-def transition(*, logsnr_from, logsnr_to):
-  """Return q(z_lambda | z_lambda') for lambda < lambda', eq. 2.
-
-  Args:
-    logsnr_from: lambda, the noisier of the two (the variable).
-    logsnr_to: lambda', the cleaner (the condition).
-
-  Returns:
-    (coefficient, log variance): mean = coefficient * z_lambda', variance
-    sigma^2_{lambda | lambda'} = (1 - exp(lambda - lambda')) sigma_lambda^2.
-  """
-  coefficient = jnp.exp(
-    0.5 * (jax.nn.log_sigmoid(logsnr_from) - jax.nn.log_sigmoid(logsnr_to))
-  )
-  log_variance = _log_one_minus_ratio(
-    logsnr_from, logsnr_to
-  ) + jax.nn.log_sigmoid(-logsnr_from)
-  return coefficient, log_variance
-
-
-def posterior(*, logsnr_from, logsnr_to):
-  """Return q(z_lambda' | z_lambda, x) for lambda < lambda', eq. 3.
-
-  Args:
-    logsnr_from: lambda, where z is.
-    logsnr_to: lambda', where the step leads.
-
-  Returns:
-    (coefficient of z, coefficient of x, log variance):
-    mean = exp(lambda - lambda') (alpha' / alpha) z + (1 - exp(lambda -
-    lambda')) alpha' x, variance (1 - exp(lambda - lambda')) sigma'^2.
-  """
-  log_alpha_from = 0.5 * jax.nn.log_sigmoid(logsnr_from)
-  log_alpha_to = 0.5 * jax.nn.log_sigmoid(logsnr_to)
-  coefficient_z = jnp.exp(
-    (logsnr_from - logsnr_to) + (log_alpha_to - log_alpha_from)
-  )
-  one_minus_ratio = -jnp.expm1(logsnr_from - logsnr_to)
-  coefficient_x = one_minus_ratio * jnp.exp(log_alpha_to)
-  log_variance = jnp.log(one_minus_ratio) + jax.nn.log_sigmoid(-logsnr_to)
-  return coefficient_z, coefficient_x, log_variance
-
-
-def reverse_log_variance(*, logsnr_from, logsnr_to, v):
-  """Return the log of (posterior var)^(1 - v) (transition var)^v, eq. 4."""
-  # The two differ only in sigma'^2 against sigma^2.
-  return (
-    _log_one_minus_ratio(logsnr_from, logsnr_to)
-    + (1.0 - v) * jax.nn.log_sigmoid(-logsnr_to)
-    + v * jax.nn.log_sigmoid(-logsnr_from)
-  )
-
-
-# Conversions between the quantities that a network may predict.
+  return expand(alpha, x) * x + expand(sigma, x) * eps
 
 
 def x_from_eps(z, eps, logsnr):
-  """Return x = (z - sigma eps) / alpha."""
+  """Return x = (z - sigma eps) / alpha, Algorithm 2, line 4."""
   alpha, sigma = alpha_sigma(logsnr)
-  return (z - _expand(sigma, z) * eps) / _expand(alpha, z)
+  return (z - expand(sigma, z) * eps) / expand(alpha, z)
 
 
-def eps_from_x(z, x, logsnr):
-  """Return eps = (z - alpha x) / sigma."""
-  alpha, sigma = alpha_sigma(logsnr)
-  return (z - _expand(alpha, z) * x) / _expand(sigma, z)
+# Randomness is named: an image by (seed, index), its noise by the step, too.
 
 
-def score_from_eps(eps, logsnr):
-  """Return the score, grad_z log p(z_lambda) = -eps / sigma, section 2."""
-  _, sigma = alpha_sigma(logsnr)
-  return -eps / _expand(sigma, eps)
-
-
-def eps_from_score(score, logsnr):
-  """Return eps = -sigma grad_z log p(z_lambda)."""
-  _, sigma = alpha_sigma(logsnr)
-  return -_expand(sigma, score) * score
-
-
-# Training: Algorithm 1.
+def image_keys(seed, index):
+  """Return the keys [B] of images `index` [B]: fold_in(root(seed), i)."""
+  root = jax.random.key(seed)
+  return jax.vmap(functools.partial(jax.random.fold_in, root))(index)
 
 
 def fold_in(keys, data):
@@ -251,28 +140,16 @@ def normal(keys, shape):
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
+# Training: Algorithm 1.
+
+
 def drop_label(keys, label, *, p_uncond, null_label):
-  """Replace each label by the null label with probability p_uncond.
-
-  Algorithm 1, line 3. Once per example and before the network, so that no part
-  of it can still see a dropped label.
-
-  Args:
-    keys: [B] random keys.
-    label: [B] int class.
-    p_uncond: probability of dropping; may be traced.
-    null_label: int that stands for "no class".
-
-  Returns:
-    [B] labels.
-  """
+  """Return label [B], each replaced by null_label with probability p_uncond."""
   drop = jax.vmap(lambda key: jax.random.bernoulli(key, p_uncond))(keys)
   return jnp.where(drop, null_label, label)
 
 
-def loss(
-  denoise, keys, x, label, *, p_uncond, null_label, logsnr_min, logsnr_max
-):
+def loss(denoise, keys, x, label, *, p_uncond, null_label, schedule):
   """Return the denoising loss of each example, Algorithm 1 and eq. 5.
 
   Args:
@@ -281,49 +158,28 @@ def loss(
     x: [B, ...] clean data in [-1, 1].
     label: [B] int class.
     p_uncond: probability of training an example without its label.
-    null_label: the label of the unconditional model.
-    logsnr_min: lower end of the schedule.
-    logsnr_max: upper end of the schedule.
+    null_label: label of the unconditional model.
+    schedule: Schedule.
 
   Returns:
-    [B] squared error of eps as a mean over the dimensions of x: the paper's
-    squared norm divided by a constant, which Adam does not feel.
+    [B] squared error of eps, a mean over the dimensions of x: the paper's
+    squared norm over a constant, to which Adam is invariant.
   """
   key_u, key_eps, key_drop = (fold_in(keys, i) for i in range(3))
+  # Line 3. Before the network, so that no part of it sees a dropped label.
   label = drop_label(key_drop, label, p_uncond=p_uncond, null_label=null_label)
-  u = jax.vmap(jax.random.uniform)(key_u)
-  logsnr = logsnr_schedule(u, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
-  eps = normal(key_eps, x.shape[1:])
-  z = diffuse(x, eps, logsnr)
-  error = denoise(z, logsnr, label).eps - eps
+  logsnr = schedule.logsnr(jax.vmap(jax.random.uniform)(key_u))  # line 4
+  eps = normal(key_eps, x.shape[1:])  # line 5
+  z = diffuse(x, eps, logsnr)  # line 6
+  error = denoise(z, logsnr, label).eps - eps  # line 7
   return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
 
 
-# Networks and guidance: DenoiseFn from a network, DenoiseFn from DenoiseFn.
-
-
-def denoiser(network, *, logsnr_min, logsnr_max):
-  """Make a DenoiseFn of an eps-predicting network.
-
-  Args:
-    network: (z, time [B], label [B]) -> eps. Its time is 1000 u(lambda), which
-      lines up with the integer timesteps 0 (clean) to 999 of DDPM and ADM.
-    logsnr_min: lower end of the schedule.
-    logsnr_max: upper end of the schedule.
-
-  Returns:
-    A DenoiseFn.
-  """
-
-  def denoise(z, logsnr, label):
-    u = u_of_logsnr(logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
-    return Prediction(network(z, 1000.0 * u, label))
-
-  return denoise
+# Guidance: DenoiseFn from DenoiseFn.
 
 
 def unconditional(denoise, *, null_label):
-  """Make the unconditional model of a DenoiseFn: the null label for all."""
+  """Return the unconditional model: the DenoiseFn at the null label."""
 
   def denoise_null(z, logsnr, label):
     return denoise(z, logsnr, jnp.full_like(label, null_label))
@@ -333,23 +189,26 @@ def unconditional(denoise, *, null_label):
 
 def extrapolate(eps, eps_other, w):
   """Return (1 + w) eps - w eps_other, eq. 6; w is a scalar or [B]."""
-  w = _expand(w, eps)
+  w = expand(w, eps)
   return (1.0 + w) * eps - w * eps_other
 
 
 def guide_away(denoise, other, w, *, combine=extrapolate):
-  """Guide by (1 + w) eps - w eps_other, one model after the other.
+  """Guide by (1 + w) eps - w eps_other, evaluating one model after the other.
+
+  With a weaker model as `other` this is autoguidance (Karras et al.,
+  arXiv:2406.02507, whose weight is 1 + w).
 
   Args:
     denoise: DenoiseFn.
     other: DenoiseFn to guide away from.
-    w: guidance strength, scalar or [B], may be traced; at w = 0 `other` is not
-      evaluated.
+    w: guidance strength, scalar or [B], may be traced; `other` is not evaluated
+      where w is 0 for the whole batch.
     combine: (eps, eps_other, w) -> guided eps: eq. 6, or another rule such as
-      `guidance.rescaled`. At w = 0 it is given eps twice.
+      `guidance.rescaled`. Where w is 0 it is given eps twice.
 
   Returns:
-    The guided DenoiseFn. The `v` of `denoise` is passed on.
+    The guided DenoiseFn, with the `v` of `denoise`.
   """
   w = jnp.asarray(w)
 
@@ -372,16 +231,16 @@ def classifier_free_guidance(
 
   Args:
     denoise: DenoiseFn trained with label dropout.
-    w: guidance strength of the paper, scalar or [B], may be traced; w = 0 is
+    w: guidance strength of the paper, scalar or [B], may be traced. w = 0 is
       the conditional model and makes no null pass, w = -1 the unconditional
-      one. The other convention is s = 1 + w.
-    null_label: the label of the unconditional model.
-    two_passes: evaluate eps(z, c) and eps(z) one after the other and not as
-      one forward of 2B: the same numbers, whichever the platform runs faster.
+      model. The other convention is s = 1 + w.
+    null_label: label of the unconditional model.
+    two_passes: evaluate eps(z, c) and eps(z) one after the other instead of in
+      one forward pass of 2B: the same numbers, at another speed.
     combine: see `guide_away`.
 
   Returns:
-    The guided DenoiseFn. The conditional branch's `v` is passed on.
+    The guided DenoiseFn, with the `v` of the conditional model.
   """
   if two_passes:
     null = unconditional(denoise, null_label=null_label)
@@ -411,144 +270,26 @@ def classifier_free_guidance(
   return guided
 
 
-def log_prob_of_label(log_probs):
-  """Make the log_prob of a classifier.
-
-  The null label means any class and has probability 1: its gradient is zero,
-  so that classifier guidance and classifier-free guidance wrap each other in
-  either order.
-
-  Args:
-    log_probs: (z, logsnr) -> [B, K] log p(c | z_lambda); the null label is K.
-
-  Returns:
-    (z, logsnr, label) -> [B]; NaN for a label above K.
-  """
-
-  def log_prob(z, logsnr, label):
-    every = jnp.pad(log_probs(z, logsnr), ((0, 0), (0, 1)))
-    return jnp.take_along_axis(every, label[:, None], axis=1)[:, 0]
-
-  return log_prob
-
-
-def _classifier_shift(log_prob, w, z, logsnr, label):
-  """Return w grad_z log p(c | z); at w = 0 the classifier is not evaluated."""
-  # The sum over the batch gives every example its own gradient in one pass.
-  gradient = jax.grad(lambda z: jnp.sum(log_prob(z, logsnr, label)))
-  w = jnp.asarray(w)
-  return _expand(w, z) * jax.lax.cond(
-    jnp.any(w != 0), gradient, jnp.zeros_like, z
-  )
-
-
-def classifier_guidance(denoise, log_prob, w):
-  """Guide by eps(z, c) - w sigma grad_z log p(c | z), section 3.1.
-
-  The same with w + 1 on `unconditional(denoise)` is equal where classifier and
-  model are exact. Around a classifier-free guided DenoiseFn the strengths add;
-  inside of one, (1 + w_free) multiplies this w.
-
-  Args:
-    denoise: DenoiseFn, conditional or not, guided or not.
-    log_prob: see the head of this module; one example must not depend on
-      another.
-    w: guidance strength, scalar or [B], may be traced; at w = 0 the classifier
-      is not evaluated.
-
-  Returns:
-    The guided DenoiseFn, for any step: DDIM's form of classifier guidance is
-    this one (arXiv:2105.05233, Algorithm 2).
-  """
-
-  def guided(z, logsnr, label):
-    prediction = denoise(z, logsnr, label)
-    shift = _classifier_shift(log_prob, w, z, logsnr, label)
-    eps = prediction.eps + eps_from_score(shift, logsnr)
-    return prediction._replace(eps=eps)
-
-  return guided
-
-
-def marginal(denoise, log_probs):
-  """Make the unconditional model of conditional ones, as the discussion does.
-
-  eps(z) = sum_c p(c | z) eps(z, c), which costs one forward per class.
-
-  Args:
-    denoise: conditional DenoiseFn of few classes.
-    log_probs: (z, logsnr) -> [B, K] log p(c | z_lambda).
-
-  Returns:
-    A DenoiseFn that ignores the label. v is averaged as eps is.
-  """
-
-  def denoise_marginal(z, logsnr, label):
-    log_weights = log_probs(z, logsnr).T  # [K, B]
-    predictions = jax.lax.map(
-      lambda c: denoise(z, logsnr, jnp.full_like(label, c)),
-      jnp.arange(log_weights.shape[0]),
-    )
-    return jax.tree.map(
-      lambda each: jnp.sum(
-        jax.vmap(_expand)(jnp.exp(log_weights), each) * each, axis=0
-      ),
-      predictions,
-    )
-
-  return denoise_marginal
-
-
-def scale_score(denoise, scale):
-  """Multiply the score, and so eps, by scale > 1: a low temperature.
-
-  One of the two attempts that the introduction calls ineffective; the other is
-  `ancestral_step`'s noise_scale < 1.
-
-  Args:
-    denoise: DenoiseFn.
-    scale: scalar or [B], may be traced; 1 is the model.
-
-  Returns:
-    A DenoiseFn.
-  """
-
-  def scaled(z, logsnr, label):
-    prediction = denoise(z, logsnr, label)
-    return prediction._replace(eps=_expand(scale, z) * prediction.eps)
-
-  return scaled
-
-
-def without_own_v(denoise):
-  """Make a DenoiseFn without the v that its network predicts."""
-
-  def denoise_eps(z, logsnr, label):
-    return Prediction(denoise(z, logsnr, label).eps)
-
-  return denoise_eps
-
-
 # Sampling: Algorithm 2.
 
 
 def clip(x):
-  """Clip predicted x to the data range [-1, 1]: the usual threshold."""
+  """Clip predicted x to the data range [-1, 1]."""
   return jnp.clip(x, -1.0, 1.0)
 
 
 def no_threshold(x):
-  """Leave predicted x as it is."""
+  """Return predicted x unchanged."""
   return x
 
 
 def predictor(denoise, *, threshold, v):
-  """Make the predict of a sampler, Algorithm 2, lines 3 and 4.
+  """Return a sampler's `predict`: Algorithm 2, lines 3 and 4.
 
   Args:
     denoise: DenoiseFn, guided or not.
     threshold: x -> x, applied to every predicted x.
-    v: variance interpolation where the network predicts none of its own.
+    v: variance interpolation for networks that predict none.
 
   Returns:
     (z [B, ...], logsnr [], label [B]) -> (x [B, ...], v): the predicted clean
@@ -563,149 +304,150 @@ def predictor(denoise, *, threshold, v):
   return predict
 
 
-def reverse_distribution(z, x, v, *, logsnr_from, logsnr_to):
-  """Return p(z_lambda' | z_lambda): q(z_lambda' | z_lambda, x) with eq. 4.
+def reverse(z, x, v, *, logsnr, logsnr_next):
+  """Return (mean, variance) of p(z_lambda' | z_lambda), lambda < lambda'.
+
+  The posterior q(z_lambda' | z_lambda, x), eq. 3, whose variance is
+  interpolated with that of q(z_lambda | z_lambda'), eq. 4.
 
   Args:
-    z: [B, ...] at logsnr_from.
-    x: [B, ...] predicted from it.
-    v: variance interpolation, scalar or [B, ...].
-    logsnr_from: scalar lambda.
-    logsnr_to: scalar lambda' > lambda.
-
-  Returns:
-    (mean, log variance): [B, ...]; the variance is of v's shape.
-  """
-  coefficient_z, coefficient_x, _ = posterior(
-    logsnr_from=logsnr_from, logsnr_to=logsnr_to
-  )
-  log_variance = reverse_log_variance(
-    logsnr_from=logsnr_from, logsnr_to=logsnr_to, v=v
-  )
-  return coefficient_z * z + coefficient_x * x, log_variance
-
-
-def ancestral_step(keys, z, x, v, logsnr_from, logsnr_to, *, noise_scale=1.0):
-  """Draw z_lambda' from the reverse process, Algorithm 2, line 5.
-
-  Args:
-    keys: [B] random keys of this step.
-    z: see `reverse_distribution` for this and the rest.
+    z: [B, ...] at lambda = logsnr.
     x: [B, ...] predicted from z.
-    v: variance interpolation.
-    logsnr_from: scalar lambda.
-    logsnr_to: scalar lambda' > lambda.
-    noise_scale: multiplies the standard deviation, may be traced. 1 is
-      Algorithm 2; less is the low temperature that the introduction calls
-      ineffective.
+    v: variance interpolation, scalar or [B, ...]; 0 is the posterior's.
+    logsnr: scalar lambda.
+    logsnr_next: scalar lambda'.
 
   Returns:
-    z at logsnr_to.
+    [B, ...], and an array of v's shape.
   """
-  mean, log_variance = reverse_distribution(
-    z, x, v, logsnr_from=logsnr_from, logsnr_to=logsnr_to
+  log_alpha = 0.5 * jax.nn.log_sigmoid(logsnr)
+  log_alpha_next = 0.5 * jax.nn.log_sigmoid(logsnr_next)
+  one_minus_ratio = -jnp.expm1(logsnr - logsnr_next)
+  ratio = jnp.exp(logsnr - logsnr_next + log_alpha_next - log_alpha)
+  mean = ratio * z + one_minus_ratio * jnp.exp(log_alpha_next) * x
+  # The two variances differ in sigma'^2 and sigma^2 alone.
+  variance = one_minus_ratio * jnp.exp(
+    (1.0 - v) * jax.nn.log_sigmoid(-logsnr_next)
+    + v * jax.nn.log_sigmoid(-logsnr)
   )
-  std = noise_scale * jnp.exp(0.5 * log_variance)
-  return mean + std * normal(keys, z.shape[1:])
+  return mean, variance
 
 
-def classifier_ancestral_step(
-  keys, z, x, v, logsnr_from, logsnr_to, *, log_prob, label, w
-):
-  """Draw z_lambda' with the mean moved by w Sigma grad log p(c | z).
+def transitions(logsnrs):
+  """Return the scan inputs (t, lambda_t, lambda_t+1) [T] of a sampler.
 
-  Classifier guidance in its first form (arXiv:2105.05233, Algorithm 1). Sigma
-  is this step's variance, per pixel where the model predicts its own v. The
-  gradient is taken at z_lambda, as ADM's code does, and not at the mean. The
-  shift does not pass the threshold; in the limit of small steps it is that of
-  `classifier_guidance`.
+  lambda_T leads nowhere: its next log-SNR is itself, and a sampler returns the
+  x predicted there. So the scan holds all evaluations, and the compiled program
+  one network.
+  """
+  t = jnp.arange(1, logsnrs.shape[0] + 1)
+  return t, logsnrs, jnp.append(logsnrs[1:], logsnrs[-1])
+
+
+def ancestral(predict, keys, z, label, logsnrs, *, noise_scale=1.0):
+  """Sample from the reverse process: Algorithm 2.
 
   Args:
-    keys: [B] random keys of this step.
-    z: see `ancestral_step` for this and the next four.
-    x: predicted from z by a conditional model; by an unconditional one, w + 1
-      takes the place of w.
-    v: variance interpolation.
-    logsnr_from: scalar lambda.
-    logsnr_to: scalar lambda' > lambda.
-    log_prob: (z, logsnr [B], label [B]) -> [B].
-    label: [B] int class.
-    w: guidance strength, see `classifier_guidance`.
-
-  Returns:
-    z at logsnr_to.
-  """
-  mean, log_variance = reverse_distribution(
-    z, x, v, logsnr_from=logsnr_from, logsnr_to=logsnr_to
-  )
-  logsnr = jnp.full(z.shape[:1], logsnr_from, z.dtype)
-  shift = _classifier_shift(log_prob, w, z, logsnr, label)
-  noise = jnp.exp(0.5 * log_variance) * normal(keys, z.shape[1:])
-  return mean + jnp.exp(log_variance) * shift + noise
-
-
-def ddim_step(keys, z, x, v, logsnr_from, logsnr_to):
-  """Move z along the deterministic path of DDIM, arXiv:2010.02502 eq. 12.
-
-  The noise direction is the one that belongs to the thresholded x. Arguments as
-  for `ancestral_step`; keys and v are not used.
-
-  Returns:
-    z at logsnr_to.
-  """
-  del keys, v
-  alpha_from, sigma_from = alpha_sigma(logsnr_from)
-  alpha_to, sigma_to = alpha_sigma(logsnr_to)
-  return alpha_to * x + (sigma_to / sigma_from) * (z - alpha_from * x)
-
-
-# What configs may name; keyword parameters are settings of the same name.
-STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
-
-
-def sample(step, predict, keys, label, *, shape, logsnrs):
-  """Run a sampler from noise to data, Algorithm 2.
-
-  T network evaluations at lambda_1 .. lambda_T, T - 1 transitions; the sample
-  is the predicted x at lambda_T. The noise of an image depends on its key and
-  the number of the step alone: fold 0 starts it, fold t drives transition t.
-
-  Args:
-    step: step function, such as `ancestral_step`.
     predict: of `predictor`.
-    keys: [B] random keys, one per image.
+    keys: [B] random keys, one per image; fold t drives transition t.
+    z: [B, ...] standard normal noise, at lambda_1.
     label: [B] int class.
-    shape: shape of one image.
-    logsnrs: [T] increasing log-SNR, may be traced; see `logsnr_grid`.
+    logsnrs: [T] increasing log-SNR lambda_1 .. lambda_T, may be traced.
+    noise_scale: factor of the noise's standard deviation, may be traced; below
+      1 it is the low temperature that the introduction calls ineffective.
 
   Returns:
-    [B, *shape] samples.
+    [B, ...] samples: x predicted at lambda_T.
   """
-  num_steps = logsnrs.shape[0]
 
-  def body(z, inputs):
-    t, logsnr, logsnr_next = inputs
+  def step(carry, inputs):
+    (z, _), (t, logsnr, logsnr_next) = carry, inputs
+    x, v = predict(z, logsnr, label)  # lines 3 and 4
+    mean, variance = reverse(z, x, v, logsnr=logsnr, logsnr_next=logsnr_next)
+    noise = noise_scale * normal(fold_in(keys, t), z.shape[1:])
+    return (mean + jnp.sqrt(variance) * noise, x), None  # line 5
+
+  (_, x), _ = jax.lax.scan(step, (z, z), transitions(logsnrs))
+  return x
+
+
+def ancestral_mean_shift(predict, keys, z, label, logsnrs, *, score):
+  """Sample with the reverse mean shifted by Sigma w grad_z log p(c | z).
+
+  The first form of classifier guidance (Dhariwal & Nichol, arXiv:2105.05233,
+  Algorithm 1). Sigma is the step's variance, per pixel where the network
+  predicts v. The gradient is taken at z, as in ADM's code, not at the mean; the
+  shift does not pass the threshold. Small steps make it
+  `guidance.classifier_guidance`.
+
+  Args:
+    predict: see `ancestral` for this and the next four; without the guidance by
+      the classifier.
+    keys: see `ancestral`.
+    z: see `ancestral`.
+    label: see `ancestral`.
+    logsnrs: see `ancestral`.
+    score: (z, logsnr [B], label) -> [B, ...] w grad_z log p(c | z).
+
+  Returns:
+    [B, ...] samples.
+  """
+
+  def step(carry, inputs):
+    (z, _), (t, logsnr, logsnr_next) = carry, inputs
     x, v = predict(z, logsnr, label)
-    # Line 5. The last x is the sample; predicted after the loop, it would cost
-    # the compiled program a second copy of the network.
-    z = jax.lax.cond(
-      t < num_steps,
-      lambda: step(fold_in(keys, t), z, x, v, logsnr, logsnr_next),
-      lambda: x,
-    )
-    return z, None
+    mean, variance = reverse(z, x, v, logsnr=logsnr, logsnr_next=logsnr_next)
+    shift = variance * score(z, jnp.full(z.shape[:1], logsnr, z.dtype), label)
+    noise = jnp.sqrt(variance) * normal(fold_in(keys, t), z.shape[1:])
+    return (mean + shift + noise, x), None
 
-  # lambda_T has no successor: its entry is a placeholder that is never used.
-  logsnrs_next = jnp.append(logsnrs[1:], logsnrs[-1])
-  z = normal(fold_in(keys, 0), shape)
-  z, _ = jax.lax.scan(
-    body, z, (jnp.arange(1, num_steps + 1), logsnrs, logsnrs_next)
-  )
-  return z
+  (_, x), _ = jax.lax.scan(step, (z, z), transitions(logsnrs))
+  return x
 
 
-def image_keys(seed, index):
-  """Return the keys [B] of images `index` [B]: fold_in(root(seed), i)."""
-  return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
-    index
-  )
+def ddim(predict, keys, z, label, logsnrs):
+  """Sample along the deterministic path of DDIM, arXiv:2010.02502 eq. 12.
+
+  The noise direction belongs to the thresholded x. Arguments and result as of
+  `ancestral`; keys are not used.
+  """
+  del keys
+
+  def step(carry, inputs):
+    (z, _), (_, logsnr, logsnr_next) = carry, inputs
+    x, _ = predict(z, logsnr, label)
+    alpha, sigma = alpha_sigma(logsnr)
+    alpha_next, sigma_next = alpha_sigma(logsnr_next)
+    eps = (z - alpha * x) / sigma
+    return (alpha_next * x + sigma_next * eps, x), None
+
+  (_, x), _ = jax.lax.scan(step, (z, z), transitions(logsnrs))
+  return x
+
+
+class Sampler(NamedTuple):
+  """A row of SAMPLERS.
+
+  Attributes:
+    sample: (predict, keys, z, label, logsnrs, **numbers) -> x.
+    numbers: its keyword arguments that are settings of `sampling`.
+    uses_v: whether it reads the v of `predict`.
+    takes_score: whether it applies a classifier's guidance itself: it is given
+      `score` and a `predict` without that guidance.
+    evaluations: of `predict`, per log-SNR of the grid.
+  """
+
+  sample: Callable
+  numbers: tuple[str, ...] = ()
+  uses_v: bool = False
+  takes_score: bool = False
+  evaluations: int = 1
+
+
+SAMPLERS = {
+  "ancestral": Sampler(ancestral, numbers=("noise_scale",), uses_v=True),
+  "ancestral_mean_shift": Sampler(
+    ancestral_mean_shift, uses_v=True, takes_score=True
+  ),
+  "ddim": Sampler(ddim),
+}

@@ -1,104 +1,163 @@
-"""Guidance after the paper: wrappers around what cfgd/diffusion.py gives.
+"""Classifier guidance, and what later papers made of guidance.
 
-Each takes and returns the shapes of function of `cfgd.diffusion`, and two more:
+Functions of the types of `cfgd.diffusion`, and four more:
 
-  weight   logsnr [B] -> w [B], a guidance strength that changes on the way
-  combine  (eps, eps_other, w) -> eps, the rule that guidance combines by
+  log_probs  (z, logsnr [B]) -> [B, K] log p(c | z_lambda) of all classes
+  score      (z, logsnr [B], label [B]) -> [B, ...] w grad_z log p(c | z_lambda)
+  weight     logsnr [B] -> w [B], a strength that changes with the noise level
+  combine    (eps, eps_other, w) -> eps, how guidance combines two predictions
 
-They nest. An interval of a rising weight, in classifier-free guidance:
+They nest. Classifier-free guidance with a rising weight, limited to an
+interval:
 
-  weight = interval(linear(1.5, logsnr_min=-20, logsnr_max=20), low=-2, high=3)
-  denoise = scheduled(
-    lambda w: diffusion.classifier_free_guidance(
-      denoise, w, null_label=1000, two_passes=True
-    ),
-    weight,
-  )
+  weight = interval(linear(1.5, schedule=schedule), low=-2, high=3)
 
-Every guidance skips its second model or classifier on device where w is 0 for
-the whole batch, and so outside of the interval.
+  def guided(z, logsnr, label):
+    guide = diffusion.classifier_free_guidance(
+      denoise, weight(logsnr), null_label=1000, two_passes=True
+    )
+    return guide(z, logsnr, label)
+
+Where w is 0 for the whole batch, as outside the interval, the second network is
+skipped on the device.
 """
 
+import jax
 import jax.numpy as jnp
 
 from cfgd import diffusion
 
+# Guidance by a noisy classifier: section 3.1, and Dhariwal & Nichol,
+# arXiv:2105.05233.
 
-def scheduled(guidance, weight):
-  """Guide with a strength that depends on the log-SNR.
+
+def classifier_score(log_probs, w):
+  """Return the score w grad_z log p(c | z) of a noisy classifier.
+
+  The null label means any class: it has probability 1 and gradient 0, so that
+  classifier guidance and classifier-free guidance wrap each other in either
+  order.
 
   Args:
-    guidance: w [B] -> guided DenoiseFn, such as a guidance of
-      `cfgd.diffusion` with all else bound.
-    weight: logsnr [B] -> w [B].
+    log_probs: (z, logsnr) -> [B, K]; no example may depend on another.
+    w: guidance strength, scalar or [B], may be traced; the classifier is not
+      evaluated where it is 0 for the whole batch.
+
+  Returns:
+    (z, logsnr, label) -> [B, ...].
+  """
+  w = jnp.asarray(w)
+
+  def score(z, logsnr, label):
+    def log_prob(z):
+      every = jnp.pad(log_probs(z, logsnr), ((0, 0), (0, 1)))
+      # The sum gives every example its own gradient in one pass.
+      return jnp.sum(jnp.take_along_axis(every, label[:, None], axis=1))
+
+    gradient = jax.lax.cond(
+      jnp.any(w != 0), jax.grad(log_prob), jnp.zeros_like, z
+    )
+    return diffusion.expand(w, z) * gradient
+
+  return score
+
+
+def classifier_guidance(denoise, score):
+  """Guide by eps(z, c) - w sigma grad_z log p(c | z), section 3.1.
+
+  DDIM's form of classifier guidance (arXiv:2105.05233, Algorithm 2), here for
+  any sampler; ADM's other form is `diffusion.ancestral_mean_shift`. With w + 1
+  on the unconditional model the result is the same where model and classifier
+  are exact. Around classifier-free guidance the strengths add; inside,
+  (1 + w_free) multiplies this w.
+
+  Args:
+    denoise: DenoiseFn, conditional or not, guided or not.
+    score: of `classifier_score`.
 
   Returns:
     The guided DenoiseFn.
   """
 
   def guided(z, logsnr, label):
-    return guidance(weight(logsnr))(z, logsnr, label)
+    prediction = denoise(z, logsnr, label)
+    _, sigma = diffusion.alpha_sigma(logsnr)
+    shift = diffusion.expand(sigma, z) * score(z, logsnr, label)
+    return prediction._replace(eps=prediction.eps - shift)
 
   return guided
 
 
-def constant(w):
-  """Make the weight w(lambda) = w."""
+def marginal(denoise, log_probs):
+  """Return the unconditional model sum_c p(c | z) eps(z, c), section 5.
+
+  Args:
+    denoise: conditional DenoiseFn; it is evaluated once per class.
+    log_probs: (z, logsnr) -> [B, K].
+
+  Returns:
+    A DenoiseFn that ignores the label. v is averaged as eps is.
+  """
+
+  def denoise_marginal(z, logsnr, label):
+    log_weights = log_probs(z, logsnr).T  # [K, B]
+    predictions = jax.lax.map(
+      lambda c: denoise(z, logsnr, jnp.full_like(label, c)),
+      jnp.arange(log_weights.shape[0]),
+    )
+    expand = jax.vmap(diffusion.expand)
+    return jax.tree.map(
+      lambda each: jnp.sum(expand(jnp.exp(log_weights), each) * each, axis=0),
+      predictions,
+    )
+
+  return denoise_marginal
+
+
+def scale_score(denoise, scale):
+  """Multiply the score, and so eps, by scale > 1: a low temperature.
+
+  One of the two attempts that the introduction calls ineffective; the other is
+  a `noise_scale` below 1 in `diffusion.ancestral`.
+  """
+
+  def scaled(z, logsnr, label):
+    prediction = denoise(z, logsnr, label)
+    return prediction._replace(eps=diffusion.expand(scale, z) * prediction.eps)
+
+  return scaled
+
+
+# Strengths that depend on the noise level.
+
+
+def constant(w, *, schedule):
+  """Return the weight w(lambda) = w."""
+  del schedule
   return lambda logsnr: jnp.broadcast_to(w, logsnr.shape)
 
 
-def linear(w, *, logsnr_min, logsnr_max):
-  """Make a weight that rises linearly in u from 0 at noise to 2 w at data.
+def linear(w, *, schedule):
+  """Return a weight that rises linearly in u, from 0 at noise to 2 w at data.
 
   Its mean over the steps of a sampler is w (Wang et al., arXiv:2404.13040).
-
-  Args:
-    w: mean weight, scalar or [B], may be traced.
-    logsnr_min: lower end of the schedule.
-    logsnr_max: upper end.
-
-  Returns:
-    logsnr [B] -> w [B].
   """
-
-  def weight(logsnr):
-    u = diffusion.u_of_logsnr(
-      logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max
-    )
-    return w * (2.0 * (1.0 - u))
-
-  return weight
+  return lambda logsnr: w * (2.0 * (1.0 - schedule.u(logsnr)))
 
 
-def cosine(w, *, logsnr_min, logsnr_max):
-  """Make the weight w (1 + cos(pi u)), from 0 at noise to 2 w at data.
+def cosine(w, *, schedule):
+  """Return the weight w (1 + cos(pi u)), from 0 at noise to 2 w at data.
 
   Its mean over the steps of a sampler is w (Wang et al., arXiv:2404.13040).
-  Arguments and result as of `linear`.
   """
-
-  def weight(logsnr):
-    u = diffusion.u_of_logsnr(
-      logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max
-    )
-    return w * (1.0 + jnp.cos(jnp.pi * u))
-
-  return weight
+  return lambda logsnr: w * (1.0 + jnp.cos(jnp.pi * schedule.u(logsnr)))
 
 
 def interval(weight, *, low, high):
   """Limit a weight to low <= lambda < high; it is 0 elsewhere.
 
   Kynkaanniemi et al., arXiv:2404.07724. Their sigma is exp(-lambda / 2): sigma
-  in (a, b] is lambda in [-2 log b, -2 log a).
-
-  Args:
-    weight: logsnr [B] -> w [B].
-    low: noisiest log-SNR that is guided, may be traced.
-    high: log-SNR from which guidance ends, may be traced.
-
-  Returns:
-    logsnr [B] -> w [B].
+  in (a, b] is lambda in [-2 log b, -2 log a). Both ends may be traced.
   """
 
   def limited(logsnr):
@@ -108,31 +167,15 @@ def interval(weight, *, low, high):
   return limited
 
 
-def autoguidance(denoise, weak, w, *, combine=diffusion.extrapolate):
-  """Guide away from a weaker model: (1 + w) eps(z, c) - w eps_weak(z, c).
-
-  Karras et al., arXiv:2406.02507, whose weight is 1 + w. `weak` may be an
-  earlier checkpoint or a smaller model. With `diffusion.unconditional` or
-  `diffusion.marginal` of a model as `weak` this is classifier-free guidance.
-
-  Args:
-    denoise: DenoiseFn.
-    weak: DenoiseFn.
-    w: guidance strength, see `diffusion.guide_away`.
-    combine: see there.
-
-  Returns:
-    The guided DenoiseFn. The first model's `v` is passed on.
-  """
-  return diffusion.guide_away(denoise, weak, w, combine=combine)
+# How two predictions combine, and what bounds the predicted x.
 
 
 def rescaled(eps, eps_other, w, *, phi):
   """Combine by eq. 6, with the contrast of the conditional prediction.
 
   Lin et al., arXiv:2305.08891, section 3.4: the guided eps is scaled to the
-  standard deviation that eps(z, c) has over an image, and mixed with itself
-  unscaled.
+  standard deviation of eps(z, c) over each image, and mixed with the unscaled
+  one.
 
   Args:
     eps: [B, ...] eps(z, c).
@@ -153,17 +196,17 @@ def rescaled(eps, eps_other, w, *, phi):
 def dynamic_threshold(x, *, quantile):
   """Clip each predicted x to its own quantile of |x| and divide by it.
 
-  Imagen (Saharia et al., arXiv:2205.11487, section 2.3); an x whose quantile
-  lies in [-1, 1] is clipped as `diffusion.clip` does.
+  Imagen (Saharia et al., arXiv:2205.11487, section 2.3). An x whose quantile is
+  below 1 is clipped to [-1, 1].
 
   Args:
     x: [B, ...] predicted x.
-    quantile: in [0, 1], 0.995 for example; 1 only divides.
+    quantile: in [0, 1], such as 0.995; 1 only divides.
 
   Returns:
     [B, ...] in [-1, 1].
   """
   flat = jnp.abs(x).reshape(x.shape[0], -1)
   limit = jnp.maximum(jnp.quantile(flat, quantile, axis=1), 1.0)
-  limit = limit.reshape((-1,) + (1,) * (x.ndim - 1))
+  limit = diffusion.expand(limit, x)
   return jnp.clip(x, -limit, limit) / limit

@@ -1,36 +1,20 @@
-"""What a config must satisfy.
-
-Every rule that spans fields stands here once and is checked before anything is
-compiled or written.
-"""
+"""The rules of a config, checked before anything is compiled or written."""
 
 import itertools
 import math
 import re
 
-from cfgd import config as config_lib
 from cfgd import diffusion
-from cfgd import settings
+from cfgd import identity
+from cfgd import methods
 from cfgd.data import images
 from cfgd.runtime import errors
 
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
-TASKS = ("diffusion", "classifier")
-SAMPLERS = tuple(diffusion.STEPS)
-THRESHOLDS = ("clip", "dynamic", "none")
-WEIGHTS = ("constant", "linear", "cosine")
-V_FROM = ("own", "config")
-CLASSIFIER_FORMS = ("eps", "mean")
-_BY_NULL = ("cfg", "classifier_null", "cfg+classifier")
-GUIDANCES = ("none", "cfg", "auto", *config_lib.GUIDED_BY_CLASSIFIER)
-# `diffusion.marginal` makes a forward pass per class.
-_MARGINAL_CLASSES = 100
-_DECAYS = ("cosine", "linear")
-# By what samples are scored: Inception, or own:NAME, see `own_network`.
+# Inception, or own:NAME, see `own_network`.
 _OWN_NETWORK = re.compile(r"own:([a-z0-9_]+)")
-PROTOCOLS = ("adm", "pytorch_fid")
-_DTYPES = ("float32", "bfloat16")
-TIMESTEPS = ("uniform", "adm_cosine", "adm_linear")
+# Sections of `sweep` with keys of their own.
+_OPEN = ("sweep.grids.", "sweep.classifier.", "sweep.figures.")
 
 
 def _require(condition, field, value, allowed):
@@ -38,30 +22,118 @@ def _require(condition, field, value, allowed):
     raise errors.UserError(f"{field}={value!r}: {allowed}")
 
 
-def _positive(config, *fields):
-  for field in fields:
-    value = config_lib.get(config, field)
-    _require(value >= 1, field, value, "must be at least 1")
+# Rules of one field: value -> what it must be instead, or None.
 
 
-def _one_of(config, field, choices):
-  value = config_lib.get(config, field)
-  _require(value in choices, field, value, f"must be one of {choices}")
+def _that(holds, otherwise):
+  return lambda value: None if holds(value) else otherwise
 
 
-def _between(config, field, low, high):
-  value = config_lib.get(config, field)
-  _require(low <= value <= high, field, value, f"must be in [{low}, {high}]")
+def _at_least(low):
+  return _that(lambda value: low <= value < math.inf, f"must be at least {low}")
 
 
-def _numbers(field, values, kind):
-  for value in values:
-    _require(
-      isinstance(value, kind) and not isinstance(value, bool),
-      field,
-      value,
-      "must be a number" if kind is not int else "must be an integer",
-    )
+def _above(low):
+  return _that(lambda value: low < value < math.inf, f"must be above {low}")
+
+
+def _between(low, high):
+  return _that(
+    lambda value: low <= value <= high, f"must be in [{low}, {high}]"
+  )
+
+
+def _one_of(*choices):
+  return _that(lambda value: value in choices, f"must be one of {choices}")
+
+
+def _row_of(table):
+  # Rows may be added until a value is checked.
+  return lambda value: (
+    None if value in table else f"must be one of {tuple(table)}"
+  )
+
+
+def _each(*kinds):
+  what = "an integer" if kinds == (int,) else "a number"
+
+  def rule(values):
+    wrong = [
+      value
+      for value in values
+      if not isinstance(value, kinds) or isinstance(value, bool)
+    ]
+    return f"{wrong[0]!r} must be {what}" if wrong else None
+
+  return rule
+
+
+# Fields by section that count from 1, or from 0.
+_FROM_1 = {
+  "data": "image_size channels num_classes threads prefetch",
+  "model": "model_channels num_res_blocks num_heads",
+  "train": "batch_size microbatches steps log_every checkpoint_every keep "
+  "lease_seconds heldout_images max_skipped",
+  "sampling": "num_samples batch_size chunk_size",
+  "metrics": "min_images chunk_size inception_batch_size neighbours batch_size",
+  "metrics.feature_net": "width num_features steps batch_size",
+}
+_FROM_0 = {
+  "data": "crop",
+  "optim": "warmup_steps weight_decay",
+  "train": "sample_every keep_every keep_first watchdog_seconds",
+  "sampling": "classifier_w score_scale noise_scale",
+}
+
+
+def _named(sections):
+  return [
+    f"{section}.{name}"
+    for section, names in sections.items()
+    for name in names.split()
+  ]
+
+
+RULES = {
+  **dict.fromkeys(_named(_FROM_1), _at_least(1)),
+  **dict.fromkeys(_named(_FROM_0), _at_least(0)),
+  "task": _one_of("diffusion", "classifier"),
+  "model.channel_mult": _each(int, float),
+  "model.attention_resolutions": _each(int),
+  "model.dtype": _one_of("float32", "bfloat16"),
+  "model.dropout": _that(lambda value: 0 <= value < 1, "must be in [0, 1)"),
+  "diffusion.timesteps": _one_of("uniform", "adm_cosine", "adm_linear"),
+  "diffusion.p_uncond": _between(0, 1),
+  "optim.learning_rate": _above(0),
+  "optim.decay": _one_of("cosine", "linear"),
+  "optim.ema_decay": _between(0, 1),
+  "optim.clip_norm": _that(
+    lambda value: 0 <= value < math.inf, "must be a norm, or 0 for no clipping"
+  ),
+  "sampling.sampler": _row_of(diffusion.SAMPLERS),
+  "sampling.T": _at_least(2),
+  "sampling.guidance": _row_of(methods.METHODS),
+  "sampling.w": _that(
+    lambda value: -1 <= value < math.inf,
+    "must be at least -1 (-1 is the unconditional model, 0 the conditional)",
+  ),
+  "sampling.w_schedule": _row_of(methods.W_SCHEDULES),
+  "sampling.interval": _each(int, float),
+  "sampling.rescale": _between(0, 1),
+  "sampling.v": _between(0, 1),
+  "sampling.v_from": _one_of("own", "config"),
+  "sampling.threshold": _row_of(methods.THRESHOLDS),
+  "sampling.quantile": _between(0, 1),
+  "sampling.labels": _each(int),
+  "sampling.weights": _one_of("ema", "raw"),
+  "sampling.checkpoint_step": _that(
+    lambda value: value >= -1, "must be a step, or -1 for the newest"
+  ),
+  "metrics.protocol": _one_of("adm", "pytorch_fid"),
+  "metrics.num_splits": _that(
+    lambda value: value >= 0, "must be at least 1, or 0 for the protocol's"
+  ),
+}
 
 
 def validate(config, *, num_devices):
@@ -74,31 +146,18 @@ def validate(config, *, num_devices):
   Raises:
     errors.UserError: naming field, value and what is allowed.
   """
-  _one_of(config, "task", TASKS)
-  _validate_model(config)
+  _validate_fields(config)
   _validate_task(config)
+  _validate_data(config.data)
+  _validate_levels(config)
   _validate_training(config, num_devices)
-  validate_sampling(config)
+  _validate_sampling(config)
 
 
-def _validate_task(config):
-  """A classifier has no labels to read and predicts no noise."""
-  if config.task != "classifier":
-    return
-  model = config.model
-  for field in ("null_row", "learn_sigma"):
-    _require(
-      not model[field],
-      f"model.{field}",
-      model[field],
-      "must be False where task='classifier'",
-    )
-  _require(
-    model.num_head_channels > 0,
-    "model.num_head_channels",
-    model.num_head_channels,
-    "must be above 0 where task='classifier': its pool has heads by width",
-  )
+def validate_sampling(config):
+  """Check the rules of the fields that sampling and evaluation read."""
+  _validate_fields(config, ("sampling.", "metrics."))
+  _validate_sampling(config)
 
 
 def validate_generation(config):
@@ -111,18 +170,54 @@ def validate_generation(config):
   )
 
 
-def _validate_model(config):
-  data, model = config.data, config.model
-  _positive(
-    config,
-    "data.image_size",
-    "data.channels",
-    "data.num_classes",
-    "model.model_channels",
-    "model.num_res_blocks",
-    "model.num_heads",
+def _validate_fields(config, sections=("",)):
+  """Check that all fields are known, and each by its rule."""
+  values = identity.flatten(config.to_dict())
+  known = identity.defaults()
+  for field, value in values.items():
+    if field not in known and not field.startswith(_OPEN):
+      advice = identity.RENAMED.get(field, "see configs/base.py")
+      raise errors.UserError(f"{field}={value!r}: no such field; {advice}")
+  for field, rule in RULES.items():
+    if field.startswith(sections):
+      wrong = rule(values[field])
+      _require(not wrong, field, values[field], wrong)
+
+
+def _validate_task(config):
+  """Check the fields that a task does not go with."""
+  model = config.model
+  if config.task == "classifier":
+    for field in ("null_row", "learn_sigma"):
+      _require(
+        not model[field],
+        f"model.{field}",
+        model[field],
+        "must be False where task='classifier'",
+      )
+    _require(
+      model.num_head_channels > 0,
+      "model.num_head_channels",
+      model.num_head_channels,
+      "must be above 0 where task='classifier': its pool has heads by width",
+    )
+  _require(
+    not model.learn_sigma or config.diffusion.timesteps != "uniform",
+    "model.learn_sigma",
+    True,
+    "belongs to ADM's weights: diffusion.timesteps must be adm_cosine or "
+    "adm_linear",
   )
-  _require(data.crop >= 0, "data.crop", data.crop, "must be 0 or a side")
+  p_uncond = config.diffusion.p_uncond
+  _require(
+    model.null_row or p_uncond == 0,
+    "diffusion.p_uncond",
+    p_uncond,
+    "must be 0 where model.null_row=False leaves no label to drop to",
+  )
+
+
+def _validate_data(data):
   images.rgb(data.background)
   images.whole_side(data.image_size, data.random_crop)
   _require(
@@ -131,22 +226,21 @@ def _validate_model(config):
     data.crop,
     f"must be 0 or at least data.image_size={data.image_size}",
   )
+
+
+def _validate_levels(config):
+  """Check the image's side and the channels at every level of the network."""
+  size, model = config.data.image_size, config.model
   _require(model.channel_mult, "model.channel_mult", (), "must not be empty")
-  _numbers("model.channel_mult", model.channel_mult, (int, float))
-  _numbers("model.attention_resolutions", model.attention_resolutions, int)
   halvings = len(model.channel_mult) - 1
   _require(
-    data.image_size % 2**halvings == 0,
+    size % 2**halvings == 0,
     "data.image_size",
-    data.image_size,
+    size,
     f"must be divisible by {2**halvings}: model.channel_mult has "
     f"{halvings + 1} levels",
   )
-  _one_of(config, "model.dtype", _DTYPES)
-  _require(
-    0 <= model.dropout < 1, "model.dropout", model.dropout, "must be in [0, 1)"
-  )
-  resolutions = [data.image_size >> level for level in range(halvings + 1)]
+  resolutions = [size >> level for level in range(halvings + 1)]
   for resolution in model.attention_resolutions:
     _require(
       resolution in resolutions,
@@ -177,76 +271,19 @@ def _validate_width(model, resolution, width):
 
 
 def _validate_training(config, num_devices):
-  diffusion, optim, train = config.diffusion, config.optim, config.train
+  levels, optim, train = config.diffusion, config.optim, config.train
   _require(
-    diffusion.logsnr_min < diffusion.logsnr_max,
+    levels.logsnr_min < levels.logsnr_max,
     "diffusion.logsnr_min",
-    diffusion.logsnr_min,
-    f"must be below diffusion.logsnr_max={diffusion.logsnr_max}",
-  )
-  _one_of(config, "diffusion.timesteps", TIMESTEPS)
-  _between(config, "diffusion.p_uncond", 0, 1)
-  _require(
-    config.model.null_row or diffusion.p_uncond == 0,
-    "diffusion.p_uncond",
-    diffusion.p_uncond,
-    "must be 0 where model.null_row=False leaves no label to drop to",
-  )
-  _require(
-    not config.model.learn_sigma or diffusion.timesteps != "uniform",
-    "model.learn_sigma",
-    True,
-    "belongs to ADM's weights: diffusion.timesteps must be adm_cosine or "
-    "adm_linear",
-  )
-  _between(config, "optim.ema_decay", 0, 1)
-  _positive(
-    config,
-    "train.batch_size",
-    "train.microbatches",
-    "train.steps",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.lease_seconds",
-    "train.heldout_images",
-    "train.max_skipped",
-    "data.threads",
-    "data.prefetch",
-  )
-  _one_of(config, "optim.decay", _DECAYS)
-  for field in (
-    "train.sample_every",
-    "train.keep_every",
-    "train.keep_first",
-    "train.watchdog_seconds",
-    "optim.warmup_steps",
-    "optim.weight_decay",
-  ):
-    _require(
-      config_lib.get(config, field) >= 0,
-      field,
-      config_lib.get(config, field),
-      "must not be below 0",
-    )
-  _require(
-    optim.learning_rate > 0,
-    "optim.learning_rate",
-    optim.learning_rate,
-    "must be above 0",
-  )
-  _require(
-    0 <= optim.clip_norm < math.inf,
-    "optim.clip_norm",
-    optim.clip_norm,
-    "must be a norm above 0, or 0 for no clipping",
+    levels.logsnr_min,
+    f"must be below diffusion.logsnr_max={levels.logsnr_max}",
   )
   _require(
     not optim.decay_steps
     or optim.decay_steps >= max(train.steps, optim.warmup_steps + 1),
     "optim.decay_steps",
     optim.decay_steps,
-    f"must be 0 or reach train.steps={train.steps} and beyond "
+    f"must be 0, or at least train.steps={train.steps} and above "
     f"optim.warmup_steps={optim.warmup_steps}",
   )
   _require(
@@ -265,61 +302,6 @@ def _validate_training(config, num_devices):
   )
 
 
-def validate_sampling(config):
-  """Check the rules of the fields that sampling and evaluation read."""
-  sampling = config.sampling
-  _one_of(config, "sampling.sampler", SAMPLERS)
-  _one_of(config, "sampling.weights", ("ema", "raw"))
-  own_network(config)
-  _one_of(config, "metrics.protocol", PROTOCOLS)
-  _require(sampling.T >= 2, "sampling.T", sampling.T, "must be at least 2")
-  _validate_guidance(config)
-  _between(config, "sampling.v", 0, 1)
-  _one_of(config, "sampling.v_from", V_FROM)
-  _positive(
-    config,
-    "sampling.num_samples",
-    "sampling.batch_size",
-    "sampling.chunk_size",
-    "metrics.batch_size",
-    "metrics.min_images",
-    "metrics.chunk_size",
-    "metrics.inception_batch_size",
-    "metrics.neighbours",
-    "metrics.feature_net.width",
-    "metrics.feature_net.num_features",
-    "metrics.feature_net.steps",
-    "metrics.feature_net.batch_size",
-  )
-  metrics = config.metrics
-  _require(
-    metrics.num_splits >= 0,
-    "metrics.num_splits",
-    metrics.num_splits,
-    "must be at least 1, or 0 for the protocol's splits",
-  )
-  _require(
-    metrics.reference_features > metrics.neighbours,
-    "metrics.reference_features",
-    metrics.reference_features,
-    f"must be above metrics.neighbours={metrics.neighbours}",
-  )
-  _require(
-    sampling.checkpoint_step >= -1,
-    "sampling.checkpoint_step",
-    sampling.checkpoint_step,
-    "must be a step, or -1 for the newest",
-  )
-  _numbers("sampling.labels", sampling.labels, int)
-  for label in sampling.labels:
-    _require(
-      0 <= label < config.data.num_classes,
-      "sampling.labels",
-      label,
-      f"must be in 0..{config.data.num_classes - 1}",
-    )
-
-
 def own_network(config):
   """Return the name of a data set's own feature network, "" for Inception."""
   value = config.metrics.feature_network
@@ -334,115 +316,113 @@ def own_network(config):
   return found[1] if found else ""
 
 
-def _validate_guidance(config):
-  sampling = config.sampling
-  _one_of(config, "sampling.guidance", GUIDANCES)
-  _one_of(config, "sampling.w_schedule", WEIGHTS)
-  _one_of(config, "sampling.threshold", THRESHOLDS)
-  _one_of(config, "sampling.classifier_form", CLASSIFIER_FORMS)
-  _between(config, "sampling.rescale", 0, 1)
-  _between(config, "sampling.quantile", 0, 1)
-  for field in ("score_scale", "noise_scale", "classifier_w"):
+def _validate_sampling(config):
+  """Check what of sampling and evaluation goes together."""
+  own_network(config)
+  metrics, sampling = config.metrics, config.sampling
+  _require(
+    metrics.reference_features > metrics.neighbours,
+    "metrics.reference_features",
+    metrics.reference_features,
+    f"must be above metrics.neighbours={metrics.neighbours}",
+  )
+  for label in sampling.labels:
     _require(
-      0 <= sampling[field] < math.inf,
-      f"sampling.{field}",
-      sampling[field],
-      "must be a number of at least 0",
+      0 <= label < config.data.num_classes,
+      "sampling.labels",
+      label,
+      f"must be in 0..{config.data.num_classes - 1}",
     )
-  _require(
-    sampling.guidance != "marginal"
-    or config.data.num_classes <= _MARGINAL_CLASSES,
-    "sampling.guidance",
-    sampling.guidance,
-    "makes a forward pass per class at every step, for at most "
-    f"{_MARGINAL_CLASSES} classes; with data.num_classes="
-    f"{config.data.num_classes} use 'cfg', which needs a null label",
-  )
-  _validate_w(sampling, config.diffusion.p_uncond)
-  _validate_combinations(sampling)
-
-
-def _validate_w(sampling, p_uncond):
-  field, w = "sampling.w", sampling.w
-  _require(
-    -1 <= w < math.inf,
-    field,
-    w,
-    "must be a number of at least -1 (-1 is the unconditional model, 0 the "
-    "conditional one)",
-  )
-  _require(
-    w == 0 or sampling.guidance != "none",
-    field,
-    w,
-    "must be 0 where sampling.guidance='none'",
-  )
-  if sampling.guidance not in _BY_NULL:
-    return
-  _require(
-    (w == 0 and sampling.guidance != "classifier_null") or p_uncond > 0,
-    field,
-    w,
-    "guidance needs an unconditional model, which diffusion.p_uncond=0 does "
-    "not train; use w=0 or p_uncond > 0",
-  )
-  _require(
-    w == -1 or p_uncond < 1 or sampling.guidance == "classifier_null",
-    field,
-    w,
-    "diffusion.p_uncond=1 trains the unconditional model only; use w=-1",
-  )
-
-
-def _validate_combinations(sampling):
-  """Check what of guidance does not go together."""
   interval = tuple(sampling.interval)
-  _numbers("sampling.interval", interval, (int, float))
   _require(
     not interval or (len(interval) == 2 and interval[0] < interval[1]),
     "sampling.interval",
     interval,
     "must be empty or two log-SNRs, the lower first",
   )
-  kind, form = sampling.guidance, sampling.classifier_form
+  _validate_method(config)
+  _validate_sampler(sampling)
+
+
+def _validate_method(config):
+  """Check what the row of `sampling.guidance` needs."""
+  sampling, name = config.sampling, config.sampling.guidance
+  method = methods.METHODS[name]
+  classes = config.data.num_classes
   _require(
-    not (kind in config_lib.GUIDED_BY_CLASSIFIER and not sampling.second_dir),
-    "sampling.second_dir",
-    sampling.second_dir,
-    f"must be the workdir of a noisy classifier for sampling.guidance='{kind}'",
+    not method.max_classes or classes <= method.max_classes,
+    "sampling.guidance",
+    name,
+    "makes a forward pass per class at every step, for at most "
+    f"{method.max_classes} classes; with data.num_classes={classes} use 'cfg', "
+    "which needs a null label",
   )
   _require(
-    kind != "auto" or sampling.second_dir or sampling.second_step != -1,
-    "sampling.second_step",
-    sampling.second_step,
-    "must be an earlier checkpoint where sampling.guidance='auto' and "
-    "sampling.second_dir=''",
+    sampling.w == 0 or "w" in method.strengths,
+    "sampling.w",
+    sampling.w,
+    f"must be 0 where sampling.guidance={name!r}",
+  )
+  if method.null:
+    _validate_null(sampling, method, config.diffusion.p_uncond)
+  _require(
+    method.guide != "classifier" or sampling.guide_dir,
+    "sampling.guide_dir",
+    sampling.guide_dir,
+    f"must be the workdir of a noisy classifier for sampling.guidance={name!r}",
   )
   _require(
-    not sampling.rescale
-    or kind not in ("classifier", "classifier_null", "none"),
+    method.guide != "diffusion"
+    or sampling.guide_dir
+    or sampling.guide_step != -1,
+    "sampling.guide_step",
+    sampling.guide_step,
+    f"must be an earlier checkpoint where sampling.guidance={name!r} and "
+    "sampling.guide_dir=''",
+  )
+  _require(
+    not sampling.rescale or method.combines,
     "sampling.rescale",
     sampling.rescale,
-    f"must be 0 where sampling.guidance='{kind}' has no second eps",
+    f"must be 0 where sampling.guidance={name!r} has no second eps",
+  )
+
+
+def _validate_null(sampling, method, p_uncond):
+  """Check that the unconditional model is trained where it is used.
+
+  A method that has none at w = 0 uses it with w = 0, too.
+  """
+  field, w = "sampling.w", sampling.w
+  always = not method.at_zero
+  _require(
+    p_uncond > 0 or (w == 0 and not always),
+    field,
+    w,
+    "guidance needs an unconditional model, which diffusion.p_uncond=0 does "
+    "not train; use w=0 or p_uncond > 0",
   )
   _require(
-    form == "eps" or kind in ("classifier", "classifier_null"),
-    "sampling.classifier_form",
-    form,
-    f"must be 'eps' where sampling.guidance='{kind}'",
+    p_uncond < 1 or w == -1 or always,
+    field,
+    w,
+    "diffusion.p_uncond=1 trains the unconditional model only; use w=-1",
+  )
+
+
+def _validate_sampler(sampling):
+  sampler = diffusion.SAMPLERS[sampling.sampler]
+  _require(
+    not sampler.takes_score or methods.METHODS[sampling.guidance].score,
+    "sampling.sampler",
+    sampling.sampler,
+    f"needs guidance by a classifier, not {sampling.guidance!r}",
   )
   _require(
-    form == "eps"
-    or (sampling.sampler == "ancestral" and sampling.noise_scale == 1),
-    "sampling.classifier_form",
-    form,
-    "shifts the mean of the ancestral sampler with noise_scale=1; use 'eps'",
-  )
-  _require(
-    sampling.sampler == "ancestral" or sampling.noise_scale == 1,
+    "noise_scale" in sampler.numbers or sampling.noise_scale == 1,
     "sampling.noise_scale",
     sampling.noise_scale,
-    f"must be 1 where sampling.sampler='{sampling.sampler}' adds no noise",
+    f"must be 1 where sampling.sampler={sampling.sampler!r}",
   )
 
 
@@ -455,11 +435,12 @@ def validate_grids(config):
     for axis in ("p_uncond", "T", "w", *axes):
       field = f"sweep.grids.{name}.{axis}"
       values = axes.get(axis, ())
+      advice = identity.RENAMED.get(f"sampling.{axis}", "")
       _require(
         axis == "p_uncond" or axis in config.sampling,
         field,
         values,
-        "no such axis; it is p_uncond or a field of sampling",
+        advice or "no such axis; it is p_uncond or a field of sampling",
       )
       _require(
         isinstance(values, tuple | list) and values,
@@ -482,12 +463,12 @@ def _validate_effects(config, name, axes):
   reasons = {}
   for values in itertools.product(*(axes[axis] for axis in names)):
     cell = dict(zip(names, values, strict=True))
-    at = config_lib.cell_config(
-      config, p_uncond=config.diffusion.p_uncond, **cell
-    )
-    idle = settings.unused(at)
+    at = config.copy_and_resolve_references()
+    at.sampling.update(cell)
+    _validate_fields(at, ("sampling.",))
+    idle = identity.unused(at)
     for axis, value in cell.items():
-      why = axis in idle and settings.why_unused(at, axis)
+      why = axis in idle and identity.why_unused(at, axis)
       reasons.setdefault((axis, value), []).append(why)
   for (axis, value), whys in reasons.items():
     # At the config's own value it is no axis.
@@ -500,10 +481,11 @@ def _validate_effects(config, name, axes):
 
 
 def _validate_seeds(sweep):
-  """Check the seeds of a sweep and what decides on claims over them."""
+  """Check the seeds of a sweep and the limits of its claims."""
   field, seeds = "sweep.seeds", tuple(sweep.seeds)
-  _numbers(field, seeds, int)
   for seed in seeds:
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    _require(whole, field, seed, "must be an integer")
     _require(seed >= 0, field, seed, "must not be below 0")
   _require(
     len(set(seeds)) == len(seeds), field, seeds, "must have each seed once"
@@ -525,9 +507,11 @@ def _validate_seeds(sweep):
 
 
 def _validate_values(field, values, example):
-  """Check that an axis has values of the kind that the field has."""
+  """Check that an axis has values of the type that the field has."""
   if isinstance(example, int | float):
-    _numbers(field, values, int if isinstance(example, int) else (int, float))
+    kinds = (int,) if isinstance(example, int) else (int, float)
+    wrong = _each(*kinds)(values)
+    _require(not wrong, field, values, wrong)
     return
   for value in values:
     _require(

@@ -13,17 +13,13 @@ from absl import logging
 import clu
 from ml_collections import config_flags
 
+from cfgd import identity
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import peers
 from cfgd.runtime import preemption
 from cfgd.runtime import xla
 from configs import base
-
-try:
-  from cfgd.identity import RENAMED
-except ImportError:
-  RENAMED = {}  # old field -> what to do, such as "use sampling.y"
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Whose progress is logged: ours and clu's reports. ROOT as a whole may contain
@@ -138,7 +134,7 @@ def parse_shard(text):
   return int(index), int(count)
 
 
-def unknown_field(argv, renamed=RENAMED):
+def unknown_field(argv, renamed=identity.RENAMED):
   """Return a line about the first --config.FIELD that no config has, or None.
 
   Args:

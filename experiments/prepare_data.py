@@ -5,12 +5,13 @@
 
 ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or their
 contents as train/SYNSET/*.JPEG and val/SYNSET/*.JPEG, in --manual_dir. Uses all
-cores; the same command resumes. Prints the path of the set.
+cores; run it again to resume after a kill. Prints the path of the set.
 """
 
 from absl import flags
 
 from cfgd.data import prepare
+from cfgd.data import spec
 from experiments import launcher
 
 flags.DEFINE_string(
@@ -43,16 +44,15 @@ flags.DEFINE_boolean(
 )
 flags.mark_flag_as_required("dataset")
 
-_PASSED = ("image_size", "crop", "random_crop", "background")
-_PASSED += ("data_dir", "manual_dir", "workers")
+_SPEC = ("image_size", "crop", "random_crop", "background", "data_dir")
 
 
 def main():
   """Prepare what is missing and print the path of the set."""
   given = flags.FLAGS
-  how = {name: given[name].value for name in _PASSED}
-  how["allow_other"] = given.allow_other_archives
-  print(prepare.prepare(given.dataset, **how))
+  wanted = spec.Spec(given.dataset, **{k: given[k].value for k in _SPEC})
+  how = {"manual_dir": given.manual_dir, "workers": given.workers}
+  print(prepare.prepare(wanted, allow_other=given.allow_other_archives, **how))
 
 
 if __name__ == "__main__":

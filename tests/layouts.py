@@ -19,18 +19,14 @@ import jax
 import numpy as np
 import optax
 
-from cfgd import config as config_lib
-from cfgd import networks
-from cfgd.data import sources
+from cfgd import build
 from cfgd.metrics import extract
 from cfgd.models import feature_net
 from cfgd.models import inception
 from cfgd.runtime import distributed
 from cfgd.runtime import xla
-from cfgd.sampling import configured
 from cfgd.training import state as state_lib
 from cfgd.training import steps
-from cfgd.training import tasks
 from configs import embedded
 
 
@@ -45,10 +41,7 @@ def random_params(params):
 
 def images():
   """Return the embedded training images and labels, uint8 and int32."""
-  config = embedded.get_config()
-  source = sources.load(
-    "embedded", "train", **config_lib.source_arguments(config)
-  )
+  source = build.source(embedded.get_config(), "train")
   return source.read(np.arange(1000))
 
 
@@ -62,14 +55,13 @@ def sample(batch, num_steps, number):
   """
   config = embedded.get_config()
   config.sampling.update({"batch_size": batch, "T": num_steps, "w": 1.0})
-  params = random_params(networks.initial_params(config))
-  draw = configured.make_draw(
-    config, (distributed.replicate_locally(params), None)
-  )
+  params = random_params(build.initial_params(config))
+  params = distributed.replicate_locally(params), None
+  draw = build.sampler(config)
   rows = batch * jax.local_device_count()
   index = np.arange(number)
   parts = [
-    draw(part, (part % 10).astype(np.int32))[0]
+    draw(params, part, (part % 10).astype(np.int32))[0]
     for part in np.split(index, range(rows, number, rows))
   ]
   return np.concatenate(parts)
@@ -78,17 +70,16 @@ def sample(batch, num_steps, number):
 def gradient(batch):
   """Return the gradient of one training step, all of its numbers in a row."""
   config = embedded.get_config()
-  network = networks.build(config)
   # Keeps the gradient as its state, and changes no parameter.
   optimizer = optax.chain(optax.trace(0.0), optax.scale(0.0))
   step = steps.make_train_step(
-    tasks.TASKS["diffusion"].loss(config, network),
+    build.loss(config),
     optimizer,
     seed=0,
     ema_decay=0.9,
     ema_warmup=False,
   )
-  params = random_params(networks.initial_params(config))
+  params = random_params(build.initial_params(config))
   state = distributed.replicate(state_lib.create(params, optimizer))
   data = images()
   rows = {
@@ -115,7 +106,7 @@ def features():
 
 def by_inception():
   """Return Inception's features of a few images, on weights drawn at random."""
-  from tests.metrics import test_inception as golden
+  from tests.models import test_inception as golden
 
   folder = os.path.join(os.path.dirname(__file__), "golden")
   with np.load(os.path.join(folder, "inception_fid.npz")) as arrays:

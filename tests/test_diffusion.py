@@ -12,7 +12,7 @@ import pytest
 
 from cfgd import diffusion
 
-RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
+SCHEDULE = diffusion.Schedule(-20.0, 20.0)
 NULL = 10
 
 
@@ -42,8 +42,7 @@ def absolute(actual, desired, atol=5e-6):
 def test_schedule_matches_reference_to_both_ends(math):
   u = np.float32(math["u_f32exact"])
   assert {0.0, 1.0} <= set(u.tolist())
-  schedule = jax.jit(functools.partial(diffusion.logsnr_schedule, **RANGE))
-  absolute(schedule(u), math["lambda_of_u_f32exact"])
+  absolute(jax.jit(SCHEDULE.logsnr)(u), math["lambda_of_u_f32exact"])
 
 
 def test_schedule_near_one():
@@ -52,41 +51,27 @@ def test_schedule_near_one():
   b = np.arctan(np.exp(-10.0))
   a = np.arctan(np.exp(10.0)) - b
   complement = np.float64(a) * (1 - np.float64(u)) + b
-  absolute(
-    diffusion.logsnr_schedule(u, **RANGE), 2 * np.log(np.tan(complement))
-  )
+  absolute(SCHEDULE.logsnr(u), 2 * np.log(np.tan(complement)))
 
 
 def test_schedule_of_other_ranges(math):
   for (low, high), desired in zip(
     math["ranges"], math["ranges_lambda"], strict=True
   ):
-    absolute(
-      diffusion.logsnr_schedule(
-        np.float32(math["ranges_u"]), logsnr_min=low, logsnr_max=high
-      ),
-      desired,
-    )
+    schedule = diffusion.Schedule(low, high)
+    absolute(schedule.logsnr(np.float32(math["ranges_u"])), desired)
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 16, 64, 128, 256, 1024])
 def test_grid_matches_reference(math, num_steps):
-  grid = diffusion.logsnr_grid(num_steps, **RANGE)
+  grid = SCHEDULE.grid(num_steps)
   absolute(grid, math[f"sampler_lambda_T{num_steps}"])
   assert (np.diff(grid) > 0).all()
 
 
-def test_density_and_inverse(math):
+def test_inverse_of_the_schedule(math):
   logsnr = np.float32(math["lam"])
-  relative(diffusion.density_of_logsnr(logsnr, **RANGE), math["p_lambda"])
-  absolute(
-    diffusion.log_density_of_logsnr(logsnr, **RANGE),
-    math["log_p_lambda"],
-    atol=1e-5,
-  )
-  absolute(
-    diffusion.u_of_logsnr(logsnr, **RANGE), math["u_of_lambda"], atol=5e-7
-  )
+  absolute(SCHEDULE.u(logsnr), math["u_of_lambda"], atol=5e-7)
 
 
 # Coefficients.
@@ -101,7 +86,7 @@ def test_alpha_sigma(math):
 
 def test_alpha_sigma_of_the_schedule(math):
   u = np.float32(math["u_f32exact"])
-  alpha, sigma = diffusion.alpha_sigma(diffusion.logsnr_schedule(u, **RANGE))
+  alpha, sigma = diffusion.alpha_sigma(SCHEDULE.logsnr(u))
   relative(alpha, math["alpha_of_u_f32exact"])
   relative(sigma, math["sigma_of_u_f32exact"])
 
@@ -109,41 +94,38 @@ def test_alpha_sigma_of_the_schedule(math):
 @pytest.fixture(scope="module")
 def pairs(math):
   return {
-    "logsnr_from": np.float32(math["pair_lam"]),
-    "logsnr_to": np.float32(math["pair_lamp"]),
+    "logsnr": np.float32(math["pair_lam"]),
+    "logsnr_next": np.float32(math["pair_lamp"]),
   }
 
 
 def test_pairs_hold_small_gaps(pairs):
-  gaps = pairs["logsnr_to"].astype(np.float64) - pairs["logsnr_from"]
+  gaps = pairs["logsnr_next"].astype(np.float64) - pairs["logsnr"]
   assert (gaps > 0).all()
   assert gaps.min() < 1e-4
 
 
-def test_transition(math, pairs):
-  coefficient, log_variance = jax.jit(diffusion.transition)(**pairs)
-  relative(coefficient, math["pair_coef_fwd"])
-  relative(jnp.exp(log_variance), math["pair_var_fwd"])
-  absolute(log_variance, math["pair_log_var_fwd"], atol=1e-5)
-
-
 def test_posterior(math, pairs):
-  coefficient_z, coefficient_x, log_variance = jax.jit(diffusion.posterior)(
-    **pairs
-  )
-  relative(coefficient_z, math["pair_coef_z"])
-  relative(coefficient_x, math["pair_coef_x"])
-  relative(jnp.exp(log_variance), math["pair_var_post"])
-  absolute(log_variance, math["pair_log_var_post"], atol=1e-5)
+  reverse = jax.jit(diffusion.reverse)
+  relative(reverse(1.0, 0.0, 0.0, **pairs)[0], math["pair_coef_z"])
+  mean, variance = reverse(0.0, 1.0, 0.0, **pairs)
+  relative(mean, math["pair_coef_x"])
+  relative(variance, math["pair_var_post"])
+  absolute(jnp.log(variance), math["pair_log_var_post"], atol=1e-5)
+
+
+def test_the_other_end_is_the_variance_of_the_transition(math, pairs):
+  _, variance = jax.jit(diffusion.reverse)(0.0, 0.0, 1.0, **pairs)
+  relative(variance, math["pair_var_fwd"])
+  absolute(jnp.log(variance), math["pair_log_var_fwd"], atol=1e-5)
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_reverse_variance(math, pairs, index):
-  log_variance = jax.jit(diffusion.reverse_log_variance)(
-    **pairs, v=np.float32(math["v_values"][index])
-  )
-  relative(jnp.exp(log_variance), math["pair_var_v"][index])
-  absolute(log_variance, math["pair_log_var_v"][index], atol=1e-5)
+  v = np.float32(math["v_values"][index])
+  _, variance = jax.jit(diffusion.reverse)(0.0, 0.0, v, **pairs)
+  relative(variance, math["pair_var_v"][index])
+  absolute(jnp.log(variance), math["pair_log_var_v"][index], atol=1e-5)
 
 
 def test_conversions_are_inverse():
@@ -151,17 +133,6 @@ def test_conversions_are_inverse():
   logsnr = np.float32([-6, -1, 0, 2, 6])
   z = diffusion.diffuse(x, eps, logsnr)
   absolute(diffusion.x_from_eps(z, eps, logsnr), x, atol=2e-5)
-  absolute(diffusion.eps_from_x(z, x, logsnr), eps, atol=2e-5)
-  score = diffusion.score_from_eps(eps, logsnr)
-  absolute(diffusion.eps_from_score(score, logsnr), eps, atol=1e-6)
-
-
-def test_score_of_a_standard_normal_is_minus_z():
-  # Of data N(0, I) every z is N(0, I): eps = sigma z, score -z.
-  z = np.random.default_rng(0).standard_normal((3, 2), np.float32)
-  logsnr = np.float32([-3, 0, 3])
-  _, sigma = diffusion.alpha_sigma(logsnr)
-  absolute(diffusion.score_from_eps(sigma[:, None] * z, logsnr), -z, atol=1e-6)
 
 
 # Training.
@@ -184,7 +155,8 @@ def test_labels_drop_at_the_stated_rate():
 
 
 def loss_of(denoise, number=4000, **changes):
-  arguments = {"p_uncond": 0.1, "null_label": NULL, **RANGE} | changes
+  arguments = {"p_uncond": 0.1, "null_label": NULL, "schedule": SCHEDULE}
+  arguments |= changes
   x = np.random.default_rng(1).uniform(-1, 1, (number, 2)).astype(np.float32)
   label = jnp.arange(number) % 10
   return diffusion.loss(denoise, keys(number), x, label, **arguments), x
@@ -203,12 +175,13 @@ def test_loss_of_the_true_noise_vanishes():
   x = None
 
   def denoise(z, logsnr, label):
-    return diffusion.Prediction(diffusion.eps_from_x(z, x, logsnr))
+    alpha, sigma = diffusion.alpha_sigma(logsnr)
+    return diffusion.Prediction((z - alpha[:, None] * x) / sigma[:, None])
 
   # x does not depend on the denoiser: take it, then use it. At the clean end
   # eps is the small difference of z and x: rounding of z, 6e-8, over sigma.
   _, x = loss_of(lambda z, *_: diffusion.Prediction(z))
-  values, _ = loss_of(denoise, logsnr_min=-8.0, logsnr_max=8.0)
+  values, _ = loss_of(denoise, schedule=diffusion.Schedule(-8.0, 8.0))
   assert values.max() < 1e-9
 
 
@@ -229,7 +202,7 @@ def test_loss_sees_dropped_labels_and_the_range():
   assert seen["logsnr"].max() <= 20
   # The hyperbolic secant's median is 0, and its quartiles follow from u.
   quartiles = np.quantile(seen["logsnr"], [0.25, 0.5, 0.75])
-  exact = diffusion.logsnr_schedule(jnp.array([0.75, 0.5, 0.25]), **RANGE)
+  exact = SCHEDULE.logsnr(jnp.array([0.75, 0.5, 0.25]))
   absolute(quartiles, exact, atol=0.2)
 
 
@@ -239,7 +212,7 @@ def test_loss_of_an_example_ignores_the_others():
 
   x = np.random.default_rng(1).standard_normal((6, 2), np.float32)
   label = jnp.arange(6)
-  arguments = {"p_uncond": 0.3, "null_label": NULL, **RANGE}
+  arguments = {"p_uncond": 0.3, "null_label": NULL, "schedule": SCHEDULE}
   whole = diffusion.loss(denoise, keys(6), x, label, **arguments)
   part = diffusion.loss(denoise, keys(6)[2:4], x[2:4], label[2:4], **arguments)
   np.testing.assert_array_equal(whole[2:4], part)
@@ -300,15 +273,6 @@ def test_guidance_passes_on_the_conditional_v():
     absolute(prediction.v[:, 0], [0.02, 0.04])
 
 
-def test_denoiser_feeds_adm_times():
-  seen = []
-  denoise = diffusion.denoiser(
-    lambda z, time, label: seen.append(time) or z, **RANGE
-  )
-  denoise(jnp.zeros((3, 1)), jnp.array([20.0, 0.0, -20.0]), jnp.zeros(3))
-  absolute(seen[0], [0, 500, 1000], atol=2e-4)
-
-
 # Samplers, with the exact eps of a Gaussian.
 
 
@@ -362,64 +326,60 @@ def test_exact_eps_matches_reference(chain, models):
     absolute(eps, desired, atol=1e-5)
 
 
-def moments(denoise, logsnrs, step_moments):
-  """Follow mean and variance of z through a linear sampler.
+LABEL = jnp.zeros(1, jnp.int32)
 
-  The mean moves as a sample without noise does, the variance by the square of
-  the step's derivative plus the noise's variance.
+
+def one_transition(sampler, predict, z, pair, **numbers):
+  """Return z at the second of two log-SNRs: what is predicted there is z."""
+
+  def predict_z(z, logsnr, label):
+    x, v = predict(z, logsnr, label)
+    return jnp.where(logsnr == pair[0], x, z), v
+
+  return sampler(predict_z, keys(1), z, LABEL, jnp.stack(pair), **numbers)
+
+
+def nothing(z, logsnr, label):
+  """Predict x = 0: where z is 0, too, a transition adds its noise alone."""
+  return diffusion.Prediction(
+    z / diffusion.expand(diffusion.alpha_sigma(logsnr)[1], z)
+  )
+
+
+def moments(sampler, denoise, logsnrs, v=0.3):
+  """Follow mean and variance of z through a sampler that is linear in z.
+
+  The mean moves as z without noise does, the variance by the square of the
+  transition's derivative plus the variance of its noise.
   """
+  silent = {"noise_scale": 0.0} if sampler is diffusion.ancestral else {}
+  drawn = diffusion.normal(diffusion.fold_in(keys(1), 1), (2,))
+  predict = predictor(denoise, v=v)
 
   @jax.jit
-  def advance(mean, variance, logsnr_from, logsnr_to):
-    move, noise = step_moments(predict, logsnr_from, logsnr_to, label)
+  def advance(mean, variance, *pair):
+    def move(z):
+      return one_transition(sampler, predict, z, pair, **silent)
+
+    at_rest = predictor(nothing, v=v), jnp.zeros((1, 2))
+    noise = (one_transition(sampler, *at_rest, pair) / drawn)[0, 0] ** 2
     mean, slope = jax.jvp(move, (mean,), (jnp.ones_like(mean),))
     return mean, slope[0, 0] ** 2 * variance + noise
 
-  label = jnp.zeros(1, jnp.int32)
-  predict = predictor(denoise)
   mean, variance = jnp.zeros((1, 2)), jnp.ones(())
   means, variances = [mean[0]], [variance]
-  for logsnr_from, logsnr_to in itertools.pairwise(logsnrs):
-    mean, variance = advance(mean, variance, logsnr_from, logsnr_to)
+  for pair in itertools.pairwise(logsnrs):
+    mean, variance = advance(mean, variance, *pair)
     means.append(mean[0])
     variances.append(variance)
 
   def last(z):
-    return predict(z, logsnrs[-1], label)[0]
+    return predict(z, logsnrs[-1], LABEL)[0]
 
   mean, slope = jax.jvp(last, (mean,), (jnp.ones_like(mean),))
   means.append(mean[0])
   variances.append(slope[0, 0] ** 2 * variance)
   return np.array(means), np.array(variances)
-
-
-def ancestral_moments(v):
-  def step_moments(predict, logsnr_from, logsnr_to, label):
-    noise = jnp.exp(
-      diffusion.reverse_log_variance(
-        logsnr_from=logsnr_from, logsnr_to=logsnr_to, v=v
-      )
-    )
-
-    def move(z):
-      # The step draws its noise from the key: taking the same draw away
-      # leaves the mean.
-      drawn = diffusion.normal(keys(1), (2,)) * jnp.sqrt(noise)
-      x, _ = predict(z, logsnr_from, label)
-      arguments = keys(1), z, x, v, logsnr_from, logsnr_to
-      return diffusion.ancestral_step(*arguments) - drawn
-
-    return move, noise
-
-  return step_moments
-
-
-def ddim_moments(predict, logsnr_from, logsnr_to, label):
-  def move(z):
-    x, v = predict(z, logsnr_from, label)
-    return diffusion.ddim_step(keys(1), z, x, v, logsnr_from, logsnr_to)
-
-  return move, 0.0
 
 
 def check_chain(chain, name, means, variances):
@@ -448,8 +408,8 @@ CHAINS = [
 
 @pytest.mark.parametrize(("num_steps", "v"), CHAINS)
 def test_ancestral_chain(chain, models, num_steps, v):
-  grid = diffusion.logsnr_grid(num_steps, **RANGE)
-  means, variances = moments(models, grid, ancestral_moments(v))
+  grid = SCHEDULE.grid(num_steps)
+  means, variances = moments(diffusion.ancestral, models, grid, v)
   name = name_of(chain, num_steps, v)
   if num_steps == 2:
     # From lambda = -20 straight to 20, x = (z - sigma eps) / alpha divides
@@ -461,8 +421,8 @@ def test_ancestral_chain(chain, models, num_steps, v):
 
 @pytest.mark.parametrize("num_steps", [2, 3, 16, 64, 256])
 def test_ddim_chain(chain, models, num_steps):
-  grid = diffusion.logsnr_grid(num_steps, **RANGE)
-  means, variances = moments(models, grid, ddim_moments)
+  grid = SCHEDULE.grid(num_steps)
+  means, variances = moments(diffusion.ddim, models, grid)
   name = f"ddim_T{num_steps}"
   if num_steps == 2:  # as above
     variances = None
@@ -474,43 +434,43 @@ def test_chains_in_float64(chain):
   with jax.enable_x64(True):
     model = gaussian_eps(chain["m"], chain["s"])
     for num_steps, v in CHAINS:
-      grid = diffusion.logsnr_grid(num_steps, **RANGE)
-      means, variances = moments(model, grid, ancestral_moments(v))
+      grid = SCHEDULE.grid(num_steps)
+      means, variances = moments(diffusion.ancestral, model, grid, v)
       name = name_of(chain, num_steps, v)
       absolute(means, chain[f"{name}_mean"], atol=1e-9)
       relative(variances, chain[f"{name}_var"], rtol=1e-6)
-      means, variances = moments(model, grid, ddim_moments)
+      means, variances = moments(diffusion.ddim, model, grid)
       absolute(means, chain[f"ddim_T{num_steps}_mean"], atol=1e-9)
       relative(variances, chain[f"ddim_T{num_steps}_var"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("w", [0.1, 0.5, 2])
 def test_guided_chains(chain, models, w):
-  grid = diffusion.logsnr_grid(64, **RANGE)
+  grid = SCHEDULE.grid(64)
   denoise = guide(models, w)
   check_chain(
     chain,
     f"guided_w{w:g}_ancestral_T64_v0.3",
-    *moments(denoise, grid, ancestral_moments(0.3)),
+    *moments(diffusion.ancestral, denoise, grid),
   )
   check_chain(
-    chain, f"guided_w{w:g}_ddim_T64", *moments(denoise, grid, ddim_moments)
+    chain, f"guided_w{w:g}_ddim_T64", *moments(diffusion.ddim, denoise, grid)
   )
+
+
+def start(number, shape=(2,), seed=0):
+  """Return (keys, z) of images 0, 1, ..."""
+  own = diffusion.image_keys(seed, np.arange(number))
+  return own, diffusion.normal(diffusion.fold_in(own, 0), shape)
 
 
 @pytest.mark.parametrize("w", [0.0, 0.5])
 def test_scan_sampler_draws_the_exact_distribution(chain, models, w):
   number = 40_000
-  x = jax.jit(
-    lambda keys, label, logsnrs: diffusion.sample(
-      diffusion.ancestral_step,
-      predictor(guide(models, w)),
-      keys,
-      label,
-      shape=(2,),
-      logsnrs=logsnrs,
-    )
-  )(keys(number), jnp.zeros(number, int), diffusion.logsnr_grid(64, **RANGE))
+  predict = predictor(guide(models, w))
+  x = jax.jit(functools.partial(diffusion.ancestral, predict))(
+    *start(number), jnp.zeros(number, int), SCHEDULE.grid(64)
+  )
   prefix = f"guided_w{w:g}_" if w else ""
   name = f"{prefix}ancestral_T64_v0.3"
   mean, variance = chain[f"{name}_mean"][-1], chain[f"{name}_var"][-1]
@@ -524,28 +484,24 @@ def test_ddim_follows_the_reference_path(chain, num_steps):
     predict = predictor(gaussian_eps(chain["m"], chain["s"]))
 
     @jax.jit
-    def step(z, logsnr_from, logsnr_to):
-      move, _ = ddim_moments(predict, logsnr_from, logsnr_to, jnp.zeros(1, int))
-      return move(z)
+    def step(z, *pair):
+      return one_transition(diffusion.ddim, predict, z, pair)
 
-    grid = diffusion.logsnr_grid(num_steps, **RANGE)
+    grid = SCHEDULE.grid(num_steps)
     path = [jnp.array(chain["z1"])[None]]
     for pair in itertools.pairwise(grid):
       path.append(step(path[-1], *pair))
-    desired = chain[f"ddim_T{num_steps}_path"][:-1]
-    absolute(np.concatenate(path), desired, atol=1e-9)
+    path.append(diffusion.ddim(predict, None, path[0], LABEL, grid))
+    absolute(np.concatenate(path), chain[f"ddim_T{num_steps}_path"], atol=1e-9)
 
 
 def test_an_image_depends_on_its_own_key_alone(models):
-  def draw(index):
-    return diffusion.sample(
-      diffusion.ancestral_step,
-      predictor(models),
-      diffusion.image_keys(7, index),
-      jnp.zeros(len(index), int),
-      shape=(2,),
-      logsnrs=diffusion.logsnr_grid(8, **RANGE),
-    )
+  own, z = start(8, seed=7)
+
+  def draw(rows):
+    label = jnp.zeros(len(rows), int)
+    predict, grid = predictor(models), SCHEDULE.grid(8)
+    return diffusion.ancestral(predict, own[rows], z[rows], label, grid)
 
   whole = draw(np.arange(8))
   np.testing.assert_array_equal(draw(np.array([5, 2])), whole[np.array([5, 2])])
@@ -553,33 +509,31 @@ def test_an_image_depends_on_its_own_key_alone(models):
 
 
 def test_transitions_lie_between_the_evaluations(models):
-  """T evaluations, T - 1 transitions; the sample is the last x."""
-  evaluated, moved = [], []
+  """T evaluations, T - 1 transitions with their noise; the sample is x."""
+  evaluated = []
   predict = predictor(models)
 
   def predict_watched(z, logsnr, label):
     jax.debug.callback(lambda *seen: evaluated.append(seen), logsnr, z)
     return predict(z, logsnr, label)
 
-  def step(keys, z, x, v, *pair):
-    jax.debug.callback(lambda *pair: moved.append(pair), *pair)
-    return diffusion.ancestral_step(keys, z, x, v, *pair)
-
-  grid = diffusion.logsnr_grid(5, **RANGE)
+  grid, label = SCHEDULE.grid(5), jnp.zeros(3, int)
+  own, z = start(3)
   with jax.debug_nans(True):
-    x = diffusion.sample(
-      *(step, predict_watched, keys(3), jnp.zeros(3, int)),
-      shape=(2,),
-      logsnrs=grid,
-    )
+    x = diffusion.ancestral(predict_watched, own, z, label, grid)
     jax.effects_barrier()
-  by_level = sorted(evaluated, key=lambda seen: seen[0])
-  np.testing.assert_array_equal([logsnr for logsnr, _ in by_level], grid)
-  assert sorted(moved) == list(itertools.pairwise(np.asarray(grid)))
-  first, last = by_level[0][1], by_level[-1][1]
-  start = diffusion.normal(diffusion.fold_in(keys(3), 0), (2,))
-  np.testing.assert_array_equal(first, start)
-  absolute(x, predict(last, grid[-1], jnp.zeros(3, int))[0])
+  evaluated.sort(key=lambda seen: seen[0])
+  np.testing.assert_array_equal([logsnr for logsnr, _ in evaluated], grid)
+  np.testing.assert_array_equal(evaluated[0][1], z)
+  for t, ((here, z), (after, z_next)) in enumerate(
+    itertools.pairwise(evaluated), start=1
+  ):
+    mean, variance = diffusion.reverse(
+      *(z, *predict(z, here, label)), logsnr=here, logsnr_next=after
+    )
+    noise = diffusion.normal(diffusion.fold_in(own, t), (2,))
+    absolute(z_next, mean + jnp.sqrt(variance) * noise)
+  absolute(x, predict(evaluated[-1][1], grid[-1], label)[0])
 
 
 def test_own_v_replaces_the_constant():
@@ -587,45 +541,31 @@ def test_own_v_replaces_the_constant():
     return diffusion.Prediction(jnp.zeros_like(z), jnp.ones_like(z))
 
   def step(denoise, v):
-    z = jnp.ones((3, 2))
-    x, v = predictor(denoise, v=v)(z, -1.0, jnp.zeros(3, int))
-    return diffusion.ancestral_step(keys(3), z, x, v, -1.0, 1.0)
+    predict, z = predictor(denoise, v=v), jnp.ones((1, 2))
+    return one_transition(diffusion.ancestral, predict, z, (-1.0, 1.0))
 
   large = step(lambda z, *_: diffusion.Prediction(jnp.zeros_like(z)), 1.0)
   absolute(step(with_v, 0.0), large, atol=1e-6)
-  alone = diffusion.without_own_v(with_v)
-  np.testing.assert_array_equal(step(alone, 1.0), large)
-  assert (step(alone, 0.0) != large).all()
 
 
-def test_clipping_bounds_every_sample():
+@pytest.mark.parametrize("sampler", [diffusion.ancestral, diffusion.ddim])
+def test_clipping_bounds_every_sample(sampler):
   def wild(z, logsnr, label):
     return diffusion.Prediction(-50.0 * z)
 
-  for step in diffusion.STEPS.values():
-    x = diffusion.sample(
-      step,
-      predictor(wild, threshold=diffusion.clip),
-      keys(5),
-      jnp.zeros(5, int),
-      shape=(3,),
-      logsnrs=diffusion.logsnr_grid(16, **RANGE),
-    )
-    assert np.isfinite(x).all()
-    assert np.abs(x).max() <= 1
+  predict = predictor(wild, threshold=diffusion.clip)
+  x = sampler(predict, *start(5), jnp.zeros(5, int), SCHEDULE.grid(16))
+  assert np.isfinite(x).all()
+  assert np.abs(x).max() <= 1
 
 
 def test_a_nan_is_not_hidden():
   def broken(z, logsnr, label):
     return diffusion.Prediction(jnp.full_like(z, jnp.nan))
 
-  x = diffusion.sample(
-    diffusion.ancestral_step,
-    predictor(broken, threshold=diffusion.clip),
-    keys(2),
-    jnp.zeros(2, int),
-    shape=(1,),
-    logsnrs=diffusion.logsnr_grid(4, **RANGE),
+  predict = predictor(broken, threshold=diffusion.clip)
+  x = diffusion.ancestral(
+    predict, *start(2), jnp.zeros(2, int), SCHEDULE.grid(4)
   )
   assert np.isnan(x).all()
 

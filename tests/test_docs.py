@@ -277,22 +277,15 @@ def test_the_data_set_of_the_page_is_prepared_and_read(
   from cfgd.data import catalog
   from cfgd.data import prepare
   from cfgd.data import sources
+  from cfgd.data import spec
 
   monkeypatch.setitem(catalog._FINDERS, "npz", extended["find_npz"])
   images = np.arange(6 * 8 * 8 * 3, dtype=np.uint8).reshape(6, 8, 8, 3)
   np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6) % 2)
   name, where = f"npz:{tmp_path / 'a.npz'}", str(tmp_path / "sets")
-  prepare.prepare(
-    name,
-    image_size=4,
-    crop=0,
-    data_dir=where,
-    manual_dir="",
-    workers=1,
-    allow_other=False,
-  )
-  more = {"crop": 0, "image_size": 4, "channels": 3, "num_classes": 2}
-  source = sources.load(name, "train", **more, data_dir=where)
+  wanted = spec.Spec(name, 4, data_dir=where, channels=3, num_classes=2)
+  prepare.prepare(wanted, workers=1)
+  source = sources.load(wanted, "train")
   assert len(source) == 6
   wanted = images.reshape(6, 4, 2, 4, 2, 3).mean(axis=(2, 4))
   assert abs(source.read([3])["image"][0] - wanted[3]).max() <= 0.5

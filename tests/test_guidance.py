@@ -20,7 +20,7 @@ from cfgd import guidance
 from cfgd.paper import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
-RANGE = {"logsnr_min": -10.0, "logsnr_max": 10.0}
+SCHEDULE = diffusion.Schedule(-10.0, 10.0)
 MIXTURE = toy.Mixture(
   means=np.array([[1, 0.2, 0.5, 0], [-0.7, 0.8, 0, -1], [0.1, -1.1, 1, 0.3]]),
   stds=np.array([0.5, 0.8, 0.3]),
@@ -35,7 +35,7 @@ SHAPE = (1, 2, 2)
 Z = np.random.default_rng(0).standard_normal((5, *SHAPE)).astype(np.float32)
 
 # Made here: inside of a jitted function they would be traced.
-GRID = np.asarray(diffusion.logsnr_grid(T, **RANGE))
+GRID = np.asarray(SCHEDULE.grid(T))
 KEYS = diffusion.image_keys(0, np.arange(5))
 NOISE = np.asarray(
   [diffusion.normal(diffusion.fold_in(KEYS, k), SHAPE) for k in range(T)],
@@ -44,7 +44,11 @@ NOISE = np.asarray(
 
 EXACT = toy.denoiser(MIXTURE)
 LOG_PROBS = toy.log_probs(MIXTURE)
-LOG_PROB = diffusion.log_prob_of_label(LOG_PROBS)
+
+
+def by_classifier(denoise, w, log_probs=LOG_PROBS):
+  score = guidance.classifier_score(log_probs, w)
+  return guidance.classifier_guidance(denoise, score)
 
 
 def close(actual, desired, atol=5e-6):
@@ -119,8 +123,8 @@ def test_classifier_and_classifier_free_guidance_agree():
     null = diffusion.unconditional(EXACT, null_label=NULL)
     guided = (
       free(EXACT, w),
-      diffusion.classifier_guidance(EXACT, LOG_PROB, w),
-      diffusion.classifier_guidance(null, LOG_PROB, w + 1),
+      by_classifier(EXACT, w),
+      by_classifier(null, w + 1),
     )
     return [denoise(Z, LOGSNR, LABEL).eps for denoise in guided]
 
@@ -135,9 +139,9 @@ def test_classifier_guidance_of_a_gaussian_is_the_product_of_gaussians():
   mean, std, target, b = 0.4, 0.5, np.array([2.0, -1.0, 0.5]), 0.6
   one = toy.Mixture(np.full((1, 4), mean), np.array([std]), np.ones(1))
 
-  def log_prob(z, logsnr, label):
-    offset = z - jnp.asarray(target)[label][:, None, None, None]
-    return -0.5 * jnp.sum((offset / b) ** 2, axis=(1, 2, 3))
+  def log_probs(z, logsnr):
+    offset = z[:, None] - jnp.asarray(target)[:, None, None, None]
+    return -0.5 * jnp.sum((offset / b) ** 2, axis=(2, 3, 4))
 
   def unlabelled(z, logsnr, label):
     return toy.denoiser(one)(z, logsnr, jnp.zeros_like(label))
@@ -147,14 +151,14 @@ def test_classifier_guidance_of_a_gaussian_is_the_product_of_gaussians():
   product_variance = 1 / (1 / a + 1 / b**2)
   aim = target[LABEL].reshape(-1, 1, 1, 1)
   product_mean = product_variance * (alpha * mean / a + aim / b**2)
-  guided = diffusion.classifier_guidance(unlabelled, log_prob, 1.0)
+  guided = by_classifier(unlabelled, 1.0, log_probs)
   close(eps_of(guided), sigma * (Z - product_mean) / product_variance)
 
 
 def test_the_two_guidances_wrap_each_other():
-  inside = diffusion.classifier_guidance(EXACT, LOG_PROB, 1.5)
+  inside = by_classifier(EXACT, 1.5)
   around, *insides = eps_of(
-    diffusion.classifier_guidance(free(EXACT, 0.5), LOG_PROB, 1.5),
+    by_classifier(free(EXACT, 0.5), 1.5),
     free(inside, 0.5, two_passes=False),
     free(inside, 0.5, two_passes=True),
   )
@@ -163,19 +167,24 @@ def test_the_two_guidances_wrap_each_other():
     close(eps, reference_guided(Z, LOGSNR, LABEL, 0.5 + 1.5 * 1.5))
 
 
-def test_log_prob_of_labels():
-  log_prob = jax.jit(LOG_PROB)
-  desired = np.log(parts(Z, LOGSNR)[1])
-  close(log_prob(Z, LOGSNR, LABEL), desired[np.arange(5), LABEL])
-  null = np.full(5, NULL)
-  np.testing.assert_array_equal(log_prob(Z, LOGSNR, null), 0.0)
-  assert np.isnan(log_prob(Z, LOGSNR, null + 1)).all()
+def test_the_score_of_labels():
+  score = jax.jit(guidance.classifier_score(LOG_PROBS, 2.0))
+  desired = 2 * reference_gradient(Z, LOGSNR, LABEL)
+  close(score(Z, LOGSNR, LABEL), desired)
+  null = np.full(5, NULL)  # any class: of probability 1
+  np.testing.assert_array_equal(score(Z, LOGSNR, null), 0.0)
 
 
-def step_arguments(denoise, logsnr_to=0.5):
-  """Return the arguments of a step from log-SNR -0.5."""
-  x, v = predictor(denoise)(Z, -0.5, LABEL)
-  return KEYS, Z, x, v, -0.5, logsnr_to
+def one_step(sampler, denoise, logsnr_next=0.5, **numbers):
+  """Return z after a transition from log-SNR -0.5, from Z."""
+  predict = predictor(denoise)
+
+  def predict_z(z, logsnr, label):
+    x, v = predict(z, logsnr, label)
+    return jnp.where(logsnr == -0.5, x, z), v
+
+  grid = jnp.stack([-0.5, logsnr_next])
+  return sampler(predict_z, KEYS, Z, LABEL, grid, **numbers)
 
 
 def reverse(logsnr_from, logsnr_to, v):
@@ -187,9 +196,11 @@ def reverse(logsnr_from, logsnr_to, v):
   return ratio * alpha_to / alpha_from, (1 - ratio) * alpha_to, variance
 
 
-shifted_step = functools.partial(
-  diffusion.classifier_ancestral_step, log_prob=LOG_PROB, label=LABEL
-)
+def shifted(denoise, w, **arguments):
+  score = guidance.classifier_score(LOG_PROBS, w)
+  return one_step(
+    diffusion.ancestral_mean_shift, denoise, score=score, **arguments
+  )
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -202,27 +213,26 @@ def test_mean_shift_is_w_sigma_gradient(own):
 
   @jax.jit
   def both(w):
-    arguments = step_arguments(denoise)
-    return diffusion.ancestral_step(*arguments), shifted_step(*arguments, w=w)
+    return one_step(diffusion.ancestral, denoise), shifted(denoise, w)
 
   w = np.float32([0.0, 1.0, 2.0, -1.0, 0.5])
-  plain, shifted = both(w)
+  plain, moved = both(w)
   variance = reverse(-0.5, 0.5, per_pixel if own else 0.3)[-1]
   shift = reference_gradient(Z, np.full(5, -0.5), LABEL) * variance
-  close(shifted - plain, w[:, None, None, None] * shift)
+  close(moved - plain, w[:, None, None, None] * shift)
   np.testing.assert_array_equal(*both(np.zeros(5, np.float32)))
 
 
 def test_mean_shift_is_the_eps_form_of_small_steps():
-  by_eps = diffusion.classifier_guidance(EXACT, LOG_PROB, 2.0)
+  by_eps = by_classifier(EXACT, 2.0)
 
   @jax.jit
   def difference(gap):
-    arguments = step_arguments(EXACT, -0.5 + gap)
-    plain = diffusion.ancestral_step(*arguments)
-    shifted = shifted_step(*arguments, w=2.0)
-    guided = diffusion.ancestral_step(*step_arguments(by_eps, -0.5 + gap))
-    return jnp.abs((shifted - plain) / (guided - plain) - 1).max()
+    there = {"logsnr_next": -0.5 + gap}
+    plain = one_step(diffusion.ancestral, EXACT, **there)
+    moved = shifted(EXACT, 2.0, **there)
+    guided = one_step(diffusion.ancestral, by_eps, **there)
+    return jnp.abs((moved - plain) / (guided - plain) - 1).max()
 
   coarse, fine = difference(0.1), difference(0.01)
   assert 0 < fine < 0.12 * coarse < 0.01, (fine, coarse)
@@ -237,33 +247,30 @@ def test_scaled_score_is_a_power_of_the_density():
   means = alpha * MIXTURE.means[LABEL].reshape(Z.shape)
   stds = MIXTURE.stds[LABEL].reshape(-1, 1, 1, 1)
   half = (alpha**2 * stds**2 + sigma**2) / 2
-  scaled = eps_of(diffusion.scale_score(EXACT, 2.0))
+  scaled = eps_of(guidance.scale_score(EXACT, 2.0))
   close(scaled, sigma * (Z - means) / half)
 
 
 def test_noise_scale_multiplies_the_noise_alone():
-  step = jax.jit(
-    functools.partial(diffusion.ancestral_step, *step_arguments(EXACT))
-  )
+  step = jax.jit(functools.partial(one_step, diffusion.ancestral, EXACT))
   on_z, on_x, variance = reverse(-0.5, 0.5, 0.3)
   alpha, sigma = alpha_sigma(-0.5)
   eps = reference_eps(Z, np.full(5, -0.5), LABEL)[0]
   mean = on_z * Z + on_x * (Z - sigma * eps) / alpha
-  noise = diffusion.normal(KEYS, Z.shape[1:])
   for scale in (0.0, 0.6, 1.0):
     moved = step(noise_scale=scale)
-    close(moved, mean + scale * np.sqrt(variance) * noise)
-  np.testing.assert_array_equal(step(noise_scale=1.0), step())
+    close(moved, mean + scale * np.sqrt(variance) * NOISE[1])
+  close(step(), step(noise_scale=1.0))
 
 
 # The unconditional model.
 
 
 def test_marginal_of_the_conditional_models():
-  marginal = diffusion.marginal(EXACT, LOG_PROBS)
+  marginal = guidance.marginal(EXACT, LOG_PROBS)
   null = diffusion.unconditional(EXACT, null_label=NULL)
   summed, own, guided = eps_of(
-    marginal, null, guidance.autoguidance(EXACT, marginal, 1.5)
+    marginal, null, diffusion.guide_away(EXACT, marginal, 1.5)
   )
   desired = reference_eps(Z, LOGSNR, LABEL)[1]
   close(summed, desired)
@@ -276,7 +283,7 @@ def test_marginal_averages_v():
     v = jnp.broadcast_to(label[:, None, None, None] / 2.0, z.shape)
     return EXACT(z, logsnr, label)._replace(v=v)
 
-  marginal = jax.jit(diffusion.marginal(denoise, LOG_PROBS))
+  marginal = jax.jit(guidance.marginal(denoise, LOG_PROBS))
   v = marginal(Z, LOGSNR, LABEL).v
   desired = parts(Z, LOGSNR)[1] @ [0, 0.5, 1]
   close(v, np.broadcast_to(desired[:, None, None, None], Z.shape))
@@ -289,9 +296,9 @@ def test_weights_of_the_schedule():
   u = np.linspace(1, 0, T)  # of the sampler's grid
   constant, linear, cosine = jax.jit(
     lambda logsnr: (
-      guidance.constant(1.5)(logsnr),
-      guidance.linear(1.5, **RANGE)(logsnr),
-      guidance.cosine(1.5, **RANGE)(logsnr),
+      guidance.constant(1.5, schedule=SCHEDULE)(logsnr),
+      guidance.linear(1.5, schedule=SCHEDULE)(logsnr),
+      guidance.cosine(1.5, schedule=SCHEDULE)(logsnr),
     )
   )(GRID)
   close(constant, np.full(T, 1.5))
@@ -301,21 +308,28 @@ def test_weights_of_the_schedule():
 
 
 def test_interval_is_half_open():
-  weight = guidance.interval(guidance.constant(2.0), low=-1.0, high=3.0)
+  weight = guidance.interval(
+    guidance.constant(2.0, schedule=SCHEDULE), low=-1.0, high=3.0
+  )
   logsnr = jnp.array([-1.1, -1.0, 0.0, 2.9, 3.0, 9.0])
   np.testing.assert_array_equal(weight(logsnr), [0, 2, 2, 2, 0, 0])
 
 
-def test_scheduled_weights_reach_every_sample():
-  weight = guidance.linear(jnp.arange(5.0), **RANGE)
-  guided = guidance.scheduled(functools.partial(free, EXACT), weight)
-  u = diffusion.u_of_logsnr(LOGSNR, **RANGE)
+def scheduled(guide, weight):
+  """Guide by a strength that depends on the log-SNR."""
+  return lambda z, logsnr, label: guide(weight(logsnr))(z, logsnr, label)
+
+
+def test_weights_of_the_schedule_reach_every_sample():
+  weight = guidance.linear(jnp.arange(5.0), schedule=SCHEDULE)
+  guided = scheduled(functools.partial(free, EXACT), weight)
+  u = SCHEDULE.u(LOGSNR)
   desired = np.arange(5) * 2 * (1 - np.float64(u))
   close(eps_of(guided), reference_guided(Z, LOGSNR, LABEL, desired))
 
 
 def test_autoguidance_leaves_the_weak_model():
-  guided = guidance.autoguidance(EXACT, toy.denoiser(WEAK), 0.8)
+  guided = diffusion.guide_away(EXACT, toy.denoiser(WEAK), 0.8)
   eps = reference_eps(Z, LOGSNR, LABEL)[0]
   weak = reference_eps(Z, LOGSNR, LABEL, WEAK)[0]
   close(eps_of(guided), weak + 1.8 * (eps - weak))
@@ -373,31 +387,33 @@ class Counter:
     self.number += 1
 
 
-def sample(denoise, step, **changes):
-  predict = predictor(denoise, **changes)
-  return diffusion.sample(step, predict, KEYS, LABEL, shape=SHAPE, logsnrs=GRID)
+def sample(sampler, denoise, threshold=diffusion.no_threshold, **numbers):
+  predict = predictor(denoise, threshold)
+  z = diffusion.normal(diffusion.fold_in(KEYS, 0), SHAPE)
+  return sampler(predict, KEYS, z, LABEL, GRID, **numbers)
 
 
-by_ddim = functools.partial(sample, step=diffusion.ddim_step)
+by_ddim = functools.partial(sample, diffusion.ddim)
 
 
-def with_second(name, other, w):
-  """Guide by a second model or classifier that is wrapped by `other`."""
+def with_guide(name, other, w):
+  """Guide by a classifier or a weaker model that is wrapped by `other`."""
   if name == "classifier":
-    log_prob = diffusion.log_prob_of_label(other(LOG_PROBS))
-    return diffusion.classifier_guidance(EXACT, log_prob, w)
-  return guidance.autoguidance(EXACT, other(toy.denoiser(WEAK)), w)
+    return by_classifier(EXACT, w, other(LOG_PROBS))
+  return diffusion.guide_away(EXACT, other(toy.denoiser(WEAK)), w)
 
 
 @pytest.mark.parametrize("name", ["auto", "classifier"])
-def test_outside_the_interval_the_second_model_is_skipped(name):
+def test_outside_the_interval_the_guide_is_skipped(name):
   counter = Counter()
 
   @jax.jit
   def run(w, low, high):
-    weight = guidance.interval(guidance.constant(w), low=low, high=high)
+    weight = guidance.interval(
+      guidance.constant(w, schedule=SCHEDULE), low=low, high=high
+    )
     return by_ddim(
-      guidance.scheduled(lambda w: with_second(name, counter.around, w), weight)
+      scheduled(lambda w: with_guide(name, counter.around, w), weight)
     )
 
   for w, low, high in ((1.0, -3.0, 3.0), (1.0, -99.0, 99.0), (0.0, -9.0, 9.0)):
@@ -416,9 +432,11 @@ def test_outside_the_interval_the_null_branch_is_skipped(two_passes):
     jax.debug.callback(lambda label: seen.extend(label), label)
     return EXACT(z, logsnr, label)
 
-  weight = guidance.interval(guidance.constant(2.0), low=-3.0, high=3.0)
+  weight = guidance.interval(
+    guidance.constant(2.0, schedule=SCHEDULE), low=-3.0, high=3.0
+  )
   guide = functools.partial(free, watched, two_passes=two_passes)
-  jax.jit(lambda: by_ddim(guidance.scheduled(guide, weight)))()
+  jax.jit(lambda: by_ddim(scheduled(guide, weight)))()
   jax.effects_barrier()
   inside = np.sum((GRID >= -3) & (GRID < 3))
   assert 0 < inside < T
@@ -430,11 +448,13 @@ def test_outside_the_interval_the_null_branch_is_skipped(two_passes):
 
 
 def weighted(make_guidance, make_weight):
-  return lambda w: guidance.scheduled(make_guidance, make_weight(w))
+  return lambda w: scheduled(make_guidance, make_weight(w))
 
 
 def in_interval(w):
-  return guidance.interval(guidance.constant(w), low=-2.0, high=4.0)
+  return guidance.interval(
+    guidance.constant(w, schedule=SCHEDULE), low=-2.0, high=4.0
+  )
 
 
 def rescale(w):
@@ -444,18 +464,18 @@ def rescale(w):
 GUIDED = {
   "classifier-free": lambda w: free(EXACT, w),
   "one pass": lambda w: free(EXACT, w, two_passes=False),
-  "classifier": lambda w: diffusion.classifier_guidance(EXACT, LOG_PROB, w),
-  "marginal": lambda w: guidance.autoguidance(
-    EXACT, diffusion.marginal(EXACT, LOG_PROBS), w
+  "classifier": lambda w: by_classifier(EXACT, w),
+  "marginal": lambda w: diffusion.guide_away(
+    EXACT, guidance.marginal(EXACT, LOG_PROBS), w
   ),
-  "auto": lambda w: guidance.autoguidance(EXACT, toy.denoiser(WEAK), w),
+  "auto": lambda w: diffusion.guide_away(EXACT, toy.denoiser(WEAK), w),
   "interval": weighted(functools.partial(free, EXACT), in_interval),
   "linear": weighted(
     functools.partial(free, EXACT),
-    functools.partial(guidance.linear, **RANGE),
+    functools.partial(guidance.linear, schedule=SCHEDULE),
   ),
   "rescaled": rescale,
-  "scaled score": lambda w: diffusion.scale_score(EXACT, 1 + w),
+  "scaled score": lambda w: guidance.scale_score(EXACT, 1 + w),
 }
 
 
@@ -511,16 +531,14 @@ def compiled(sampler):
       guided = [make(w) for make in GUIDED.values()]
       return jax.lax.switch(index, guided, *arguments)
 
-    step = diffusion.STEPS[sampler]
-    if sampler == "ancestral":
-      step = functools.partial(step, noise_scale=noise_scale)
-    return sample(denoise, step)
+    numbers = {"noise_scale": noise_scale} if sampler == "ancestral" else {}
+    return sample(diffusion.SAMPLERS[sampler].sample, denoise, **numbers)
 
   return run
 
 
 @pytest.mark.parametrize("name", GUIDED)
-@pytest.mark.parametrize("sampler", diffusion.STEPS)
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_every_sampler_with_every_guidance(sampler, name):
   run = functools.partial(compiled(sampler), list(GUIDED).index(name))
   for w, noise_scale in ((1.5, 1.0), (1.5, 0.5)):
@@ -534,7 +552,9 @@ def test_every_sampler_with_every_guidance(sampler, name):
 def test_shifted_means_with_classifier_free_guidance():
   x = jax.jit(
     lambda free_w, w: sample(
-      free(EXACT, free_w), functools.partial(shifted_step, w=w)
+      diffusion.ancestral_mean_shift,
+      free(EXACT, free_w),
+      score=guidance.classifier_score(LOG_PROBS, w),
     )
   )
   for free_w, w in ((0.0, 1.5), (0.5, 1.0), (0.5, 0.0)):
@@ -545,8 +565,7 @@ def test_shifted_means_with_classifier_free_guidance():
 def test_dynamic_threshold_bounds_the_samples():
   threshold = functools.partial(guidance.dynamic_threshold, quantile=0.9)
   wild = free(EXACT, 9.0)
-  step = diffusion.ancestral_step
-  x = jax.jit(lambda: sample(wild, step, threshold=threshold))()
+  x = jax.jit(lambda: sample(diffusion.ancestral, wild, threshold))()
   assert np.isfinite(x).all()
   assert np.abs(x).max() <= 1
 

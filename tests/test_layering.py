@@ -14,28 +14,29 @@ BELOW = {
   "diffusion": set(),
   "guidance": {"diffusion"},
   "data": {"runtime"},
-  "models": {"runtime", "diffusion", "convert"},
-  "convert": {"runtime", "models", "diffusion"},
-  "config": {"runtime"},
-  "settings": {"runtime", "config"},
-  "validation": {"runtime", "config", "diffusion", "settings", "data"},
-  "networks": {"config", "models"},
+  "models": {"runtime", "diffusion"},
+  "convert": {"runtime", "diffusion", "models"},
+  "methods": {"diffusion", "guidance"},
+  "identity": {"runtime", "diffusion", "methods"},
+  "validation": {"runtime", "diffusion", "methods", "identity", "data"},
 }
-_CORE = set(BELOW)
-BELOW |= {
-  "sampling": _CORE,
-  "training": _CORE | {"sampling"},
-  "metrics": _CORE | {"sampling", "training"},
-  "sweep": _CORE | {"sampling", "training", "metrics", "report", "paper"},
-  "report": _CORE | {"sampling", "training", "metrics", "sweep", "paper"},
-  "paper": _CORE | {"sampling", "training", "metrics", "sweep", "report"},
-}
-# Modules that take (config, workdir) and may need what training needs.
+_LIBRARY = set(BELOW) - {"identity", "validation"}
+# Arguments, not configs: all but the FRONTS of these folders.
+BELOW["sampling"] = BELOW["training"] = _LIBRARY
+BELOW["metrics"] = BELOW["build"] = _LIBRARY | {"sampling", "training"}
+_FRONT = set(BELOW)
+# Each may import all before it; a fork for another paper replaces the last.
+for _name in ("sweep", "report", "paper"):
+  BELOW[_name] = set(BELOW)
+# Modules that take configs, beside libraries in the same folder that do not.
 FRONTS = {
   *("training.loop", "training.tasks", "training.importer"),
-  *("sampling.generate", "metrics.evaluate", "metrics.fid", "metrics.own"),
-  *("metrics.feature_training", "data.imagenet"),
+  *("sampling.generate", "sampling.guide"),
+  *("metrics.evaluate", "metrics.fid", "metrics.own"),
+  *("metrics.feature_training",),
 }
+# Users of TensorFlow or clu.
+_HEAVY_FRONTS = FRONTS | {"data.imagenet"}
 HEAVY = {"tensorflow", "torch", "tensorflow_datasets", "clu"}
 
 
@@ -69,9 +70,9 @@ def folder_of(name):
 
 
 def ours_in(path):
-  """Return the folders and modules of the project that a file imports."""
+  """Return the modules of the project that a file imports."""
   return {
-    module.removeprefix("cfgd.").split(".")[0]
+    module.removeprefix("cfgd.")
     for module in imports(path)
     if module.startswith("cfgd.")
   }
@@ -79,24 +80,53 @@ def ours_in(path):
 
 def test_every_module_has_its_place():
   assert {folder_of(name) for name, _ in modules()} == set(BELOW)
+  assert {name for name, _ in modules()} >= FRONTS
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_imports_point_down(name, path):
   folder = folder_of(name)
-  assert ours_in(path) <= BELOW[folder] | {folder}
+  below = _FRONT if name in FRONTS else BELOW[folder] | {folder}
+  assert set(map(folder_of, ours_in(path))) <= below
+  if name not in FRONTS and folder in {"sampling", "training", "metrics"}:
+    assert not ours_in(path) & FRONTS
   outside = {
     module
     for module in imports(path)
     if module.split(".")[0] in {"configs", "experiments"}
   }
-  # What an old run did not record is at its default, which base.py alone knows.
-  assert outside == ({"configs.base"} if name == "config" else set())
+  # base.py alone knows the defaults of what an old run did not record.
+  assert outside == ({"configs.base"} if name == "identity" else set())
+
+
+def assert_no_cycle(node_of):
+  graph = {}
+  for name, path in modules():
+    node = node_of(name)
+    below = {node_of(other) for other in ours_in(path)} - {node, None}
+    if node:
+      graph.setdefault(node, set()).update(below)
+  while free := {k for k, below in graph.items() if not below & set(graph)}:
+    graph = {k: below for k, below in graph.items() if k not in free}
+  assert not graph, graph
+
+
+def test_folders_have_no_cycles():
+  folders = {path.parent.name for _, path in modules()} - {"cfgd"}
+  assert_no_cycle(lambda name: next(iter({folder_of(name)} & folders), None))
+
+
+def test_nothing_has_cycles_where_fronts_stand_apart():
+  assert_no_cycle(lambda name: name if name in FRONTS else folder_of(name))
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_below_the_fronts_nothing_is_heavy(name, path):
-  if name not in FRONTS and folder_of(name) not in {"sweep", "report", "paper"}:
+  if name not in _HEAVY_FRONTS and folder_of(name) not in {
+    "sweep",
+    "report",
+    "paper",
+  }:
     outside = {module.split(".")[0] for module in imports(path, lazy=False)}
     assert not outside & HEAVY
 

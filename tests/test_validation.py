@@ -6,14 +6,14 @@ import math
 import jax
 import pytest
 
-from cfgd import networks
+from cfgd import build
 from cfgd import validation
 from cfgd.runtime import errors
 from configs import embedded
-from tests import test_config
+from tests import test_configs
 
 
-@pytest.mark.parametrize("name", test_config.ALL)
+@pytest.mark.parametrize("name", test_configs.ALL)
 def test_configs_are_valid(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   validation.validate(config, num_devices=8)
@@ -40,8 +40,8 @@ def test_configs_are_valid(name):
     ("train.microbatches", 0, "at least 1"),
     ("train.microbatches", 5, "must divide the 16 images of each device"),
     ("train.steps", 0, "at least 1"),
-    ("train.keep_first", -1, "not be below 0"),
-    ("train.watchdog_seconds", -1.0, "not be below 0"),
+    ("train.keep_first", -1, "at least 0"),
+    ("train.watchdog_seconds", -1.0, "at least 0"),
     ("train.lease_seconds", 0.0, "at least 1"),
     ("optim.decay_steps", 10, "train.steps"),
     ("optim.learning_rate", 0.0, "above 0"),
@@ -93,7 +93,7 @@ def test_unconditional_w_and_conditional_only_models_are_allowed():
 def test_sizes_of_fashion_mnist(name, size):
   config = importlib.import_module(f"configs.{name}").get_config(size)
   validation.validate(config, num_devices=2)
-  shapes = networks.param_shapes(config)
+  shapes = build.param_shapes(config)
   millions = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6
   low, high = {"gpu": (20, 40)}.get(size, (0.5, 1.5))
   assert low < millions < high

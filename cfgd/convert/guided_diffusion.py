@@ -1,24 +1,18 @@
 """Published ADM weights (guided-diffusion's `.pt` files) as our networks.
 
-Three parts: a state dict is read without running the code that a pickle can
-carry; its names and layouts are rewritten to and from our parameter trees; and
-a network that was trained on ADM's discrete timesteps becomes a DenoiseFn of
-log-SNR. PyTorch is imported by `read` alone.
+A state dict is read without running the code that a pickle can carry, and its
+names and layouts are rewritten to and from our parameter trees. PyTorch is
+imported by `read` alone.
 """
 
-import functools
 import os
 import re
 import zipfile
 
 from flax import traverse_util
-import jax.numpy as jnp
 import numpy as np
 
-from cfgd import diffusion
 from cfgd.runtime import errors
-
-_NUM_TIMESTEPS = 1000
 
 _EXPECTED = "a state dict written by torch.save (name -> float tensor)"
 _ZIP = b"PK\x03\x04"
@@ -282,97 +276,3 @@ def add_null_row(params):
   rows = params["label_emb"]["embedding"]
   rows = np.concatenate([rows, np.zeros_like(rows[:1])])
   return {**params, "label_emb": {"embedding": rows}}
-
-
-# ADM's time and variance.
-
-
-def _alpha_bar(schedule):
-  """Return [1000] float64 alpha^2 at ADM's timesteps."""
-  if schedule == "linear":  # Ho et al., arXiv:2006.11239, section 4
-    betas = np.linspace(1e-4, 0.02, _NUM_TIMESTEPS)
-  elif schedule == "cosine":  # Nichol & Dhariwal, arXiv:2102.09672, eq. 17
-    s = np.arange(_NUM_TIMESTEPS + 1) / _NUM_TIMESTEPS
-    level = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
-    betas = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
-  else:
-    raise errors.UserError(
-      f"noise schedule {schedule!r}: choose 'linear' or 'cosine'"
-    )
-  return np.cumprod(1.0 - betas)
-
-
-@functools.cache
-def _logsnr_table(schedule):
-  """Return [1000] float64 log-SNR at timesteps 0, 1, ...: decreasing."""
-  alpha_bar = _alpha_bar(schedule)
-  return np.log(alpha_bar) - np.log1p(-alpha_bar)
-
-
-def logsnr_range(schedule):
-  """Return (lowest, highest) log-SNR that a schedule of ADM has.
-
-  Args:
-    schedule: "linear" or "cosine".
-
-  Returns:
-    Two floats: at timesteps 999 and 0.
-  """
-  table = _logsnr_table(schedule)
-  return float(table[-1]), float(table[0])
-
-
-def timestep_of_logsnr(logsnr, schedule):
-  """Invert a discrete schedule of ADM, linearly in log-SNR between timesteps.
-
-  Args:
-    logsnr: any shape.
-    schedule: "linear" or "cosine".
-
-  Returns:
-    float32 timesteps of logsnr's shape, 0 (clean) to 999; log-SNRs outside
-    `logsnr_range` get the nearer end.
-  """
-  table = np.float32(_logsnr_table(schedule)[::-1])  # interp wants it to rise
-  timesteps = np.arange(_NUM_TIMESTEPS, dtype=np.float32)[::-1]
-  logsnr = jnp.asarray(logsnr, jnp.float32)
-  return jnp.interp(logsnr, table, timesteps)
-
-
-def learned_v(raw):
-  """Map ADM's variance channels to the interpolation v.
-
-  The variance is exp(v log beta + (1 - v) log beta~), arXiv:2102.09672 eq. 15;
-  the network's output is about -1 to 1 and, as there, not clipped.
-
-  Args:
-    raw: [...] second half of the network's channels.
-
-  Returns:
-    [...] v for diffusion.Prediction.
-  """
-  return (raw + 1.0) / 2.0
-
-
-def denoiser(network, schedule):
-  """Make a DenoiseFn of a network that was trained on ADM's timesteps.
-
-  Args:
-    network: (z [B, H, W, C], time [B], label [B]) -> [B, H, W, C] eps, or
-      [B, H, W, 2C] eps and variance.
-    schedule: "linear" or "cosine".
-
-  Returns:
-    A DenoiseFn; its `v` is None where the network has no variance channels.
-  """
-
-  def denoise(z, logsnr, label):
-    out = network(z, timestep_of_logsnr(logsnr, schedule), label)
-    channels = z.shape[-1]
-    assert out.shape[-1] in (channels, 2 * channels), (out.shape, z.shape)
-    if out.shape[-1] == channels:
-      return diffusion.Prediction(out)
-    eps, raw = jnp.split(out, 2, axis=-1)
-    return diffusion.Prediction(eps, learned_v(raw))
-
-  return denoise

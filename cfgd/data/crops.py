@@ -1,23 +1,23 @@
 """Random crops of whole images, as ADM trains its classifiers.
 
-guided-diffusion's random_crop_arr: the shorter side is resized to a size drawn
-from [size, size / random_crop], then a square of `size` is cut out anywhere.
+As guided-diffusion's random_crop_arr: resize the shorter side to a size drawn
+from [size, size / random_crop], then cut out a square of `size` anywhere.
 """
 
 import numpy as np
 
 from cfgd.data import images
 
-DRAWS = 3  # uniform numbers that a crop takes: size, top, left
+DRAWS = 3  # uniform numbers per crop: size, top, left
 
 
 class RandomCrops:
-  """A training set of which every reading is another crop.
+  """A training set that returns another crop at every read.
 
   Attributes:
     image_shape: (H, W, C) of the crops.
     num_classes: number of classes.
-    preprocessing: id of what was done to the images.
+    preprocessing: id of the preprocessing.
   """
 
   def __init__(self, source, size):
@@ -37,9 +37,9 @@ class RandomCrops:
     """Return a batch of crops.
 
     Args:
-      indices: [n] of the images.
-      draws: [n, DRAWS] uniform in [0, 1); by default the crops are of middling
-        size, out of the middle.
+      indices: [n] indices of the images.
+      draws: [n, DRAWS] uniform in [0, 1); the default crops the middle at a
+        medium size.
 
     Returns:
       {"image": [n, H, W, C] uint8, "label": [n] int32}.

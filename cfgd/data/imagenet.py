@@ -3,8 +3,8 @@
   import cfgd.data.imagenet
   tfds.data_source("imagenet_area/64x64", split="train", data_dir=...)
 
-Importing this module makes the set known to TFDS. Preparing it is
-`data.prepare`'s work, with its checks and its resuming.
+Importing this module registers the set with TFDS. `data.prepare` does the
+preparation, with its checks and its resuming.
 """
 
 import dataclasses
@@ -15,11 +15,12 @@ from cfgd.data import imagenet_archives
 from cfgd.data import images
 from cfgd.data import prepare
 from cfgd.data import prepared
+from cfgd.data import spec
 
 
 @dataclasses.dataclass
 class AreaConfig(tfds.core.BuilderConfig):
-  """Side of the images, and the smallest share of random crops, 0: squares."""
+  """Side of the images, and `data.random_crop`."""
 
   image_size: int = 0
   random_crop: float = 0.0
@@ -49,33 +50,29 @@ class ImagenetArea(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     config = self.builder_config
+    side = None if config.random_crop else config.image_size
     return tfds.core.DatasetInfo(
       builder=self,
-      features=prepared.features(
-        None if config.random_crop else config.image_size,
-        3,
-        imagenet_archives.synsets(),
-      ),
+      features=prepared.features(side, 3, imagenet_archives.synsets()),
       supervised_keys=("image", "label"),
     )
 
   def download_and_prepare(
     self, *, download_dir=None, download_config=None, **unused
   ):
-    """Prepare the set with all cores, or go on after a kill."""
+    """Prepare the set on all cores, or resume after a kill."""
     del download_dir, unused
     if self.is_prepared():
       return
-    prepare.prepare(
-      f"imagenet{self.builder_config.image_size}",
-      image_size=0,
-      crop=0,
+    size = self.builder_config.image_size
+    wanted = spec.Spec(
+      f"imagenet{size}",
+      image_size=size,
       random_crop=self.builder_config.random_crop,
       data_dir=self._data_dir_root,
-      manual_dir=download_config.manual_dir if download_config else "",
-      workers=0,
-      allow_other=False,
     )
+    manual_dir = download_config.manual_dir if download_config else ""
+    prepare.prepare(wanted, manual_dir=manual_dir)
     self.info.read_from_directory(self.data_dir)
 
   def _split_generators(self, dl_manager):

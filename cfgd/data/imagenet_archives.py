@@ -1,8 +1,8 @@
 """ImageNet's official archives, or the same files as folders.
 
 `ILSVRC2012_img_train.tar` holds one tar per synset, `ILSVRC2012_img_val.tar`
-the validation images, whose labels come with TFDS as the list of synsets does.
-A label is the place of its synset in sorted order.
+the validation images. Their labels and the list of synsets come with TFDS. A
+label is the index of its synset in sorted order.
 """
 
 import functools
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import tarfile
-import time
 
 from absl import logging
 from etils import epath
@@ -19,8 +18,9 @@ from etils import epath
 from cfgd.data import originals
 from cfgd.runtime import errors
 from cfgd.runtime import files
+from cfgd.runtime import progress
 
-# Bytes, md5 and number of images, by part of the data.
+# By part of the data: file name, bytes, md5 and number of images.
 OFFICIAL = {
   "train": (
     "ILSVRC2012_img_train.tar",
@@ -39,14 +39,13 @@ _FOLDERS = {"train": "train", "heldout": "val"}
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _BLOCK = 512  # of a tar
 _HASHED_AT_ONCE = 16 * 2**20
-_PROGRESS_SECONDS = 15.0
-_OTHERWISE = "or say --allow_other_archives to take it as it is"
+_OTHERWISE = "or use it as it is with --allow_other_archives"
 
 
 @functools.cache
 def _listed(name):
   """Return the lines of one of TFDS's lists for imagenet2012."""
-  # The library is slow to import and needed here alone.
+  # Slow to import, and needed only here.
   import tensorflow_datasets as tfds
 
   folder = tfds.core.tfds_path("datasets/imagenet2012")
@@ -64,14 +63,14 @@ def find(manual_dir, *, allow_other, verified):
   Args:
     manual_dir: folder with the two archives, or with the folders train/SYNSET
       and val/SYNSET.
-    allow_other: take archives that are not the official ones.
-    verified: file in which the md5 of archives is remembered.
+    allow_other: accept archives that are not the official ones.
+    verified: file that records which archives have been checked.
 
   Returns:
     originals.Originals.
 
   Raises:
-    errors.UserError: something is missing, or not what is official.
+    errors.UserError: something is missing, or differs from the official files.
   """
   folder = epath.Path(manual_dir).expanduser()
   places = {part: _place(folder, part) for part in OFFICIAL}
@@ -104,8 +103,8 @@ def _place(folder, part):
       return path
   raise errors.UserError(
     f"{archive}: no such file, and no folder {_FOLDERS[part]}/ either; "
-    "download it from https://image-net.org/download-images and say where it "
-    "is by --manual_dir"
+    "download it from https://image-net.org/download-images and point "
+    "--manual_dir at it"
   )
 
 
@@ -119,7 +118,7 @@ def _check_size(part, path):
 
 
 def _check_md5(part, path, verified):
-  """Compare the md5, unless it was compared before and nothing changed."""
+  """Compare the md5, unless this very file has been checked before."""
   known = json.loads(verified.read_text()) if verified.exists() else {}
   stat = os.stat(path)
   found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -135,21 +134,13 @@ def _check_md5(part, path, verified):
 
 
 def _md5(path):
-  total, done, start = path.stat().length, 0, time.monotonic()
-  said = start
+  total = path.stat().length
+  checking = progress.Progress(f"Checking {path.name}", total, "GB", 1e9)
   md5 = hashlib.md5(usedforsecurity=False)
   with path.open("rb") as file:
     while data := file.read(_HASHED_AT_ONCE):
       md5.update(data)
-      done += len(data)
-      if time.monotonic() - said > _PROGRESS_SECONDS:
-        said = time.monotonic()
-        rate = done / (said - start)
-        logging.info(
-          "Checking %s: %.1f of %.1f GB, %.0f MB/s, %.0f s to go.",
-          *(path.name, done / 1e9, total / 1e9, rate / 1e6),
-          (total - done) / rate,
-        )
+      checking.add(len(data))
   return md5.hexdigest()
 
 
@@ -186,8 +177,8 @@ def _train_members(path, *, whole):
       name = os.path.basename(synset.name).removesuffix(".tar")
       if name not in labels:
         raise errors.UserError(
-          f"{path}: {synset.name} is none of the 1,000 synsets; this is not "
-          "the archive of ILSVRC2012's training images (task 1 & 2)"
+          f"{path}: {synset.name} is none of the 1,000 synsets; needed is the "
+          "archive of ILSVRC2012's training images (task 1 & 2)"
         )
       where = f"{path}, {synset.name}"
       inner = _members(file, where, synset.offset_data, synset.size, whole)
@@ -213,14 +204,14 @@ def _validation_label(path, name):
   match = _VALIDATION_NAME.fullmatch(os.path.basename(name))
   if not match or not 1 <= int(match[1]) <= len(listed):
     raise errors.UserError(
-      f"{path}: {name} is no name of a validation image, which are "
+      f"{path}: {name} is not a validation image's name; they are "
       "ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG"
     )
   return synsets().index(listed[int(match[1]) - 1])
 
 
 class _Window:
-  """A part of an open file, as a file of its own."""
+  """A part of an open file, read like a file of its own."""
 
   def __init__(self, file, start, size):
     self._file, self._start, self._size = file, start, size
@@ -240,17 +231,17 @@ class _Window:
 
 
 def _members(file, where, start, size, whole):
-  """Yield the files of a tar inside a file, in its order.
+  """Yield the files of a tar inside an open file, in its order.
 
   Args:
-    file: open for reading bytes.
-    where: for messages.
-    start: of the tar in the file.
-    size: of the tar.
-    whole: make sure of the zeros that end it, where no md5 has.
+    file: binary file.
+    where: names the tar in messages.
+    start: offset of the tar.
+    size: bytes of the tar.
+    whole: check the zeros at its end, for archives whose md5 is not checked.
   """
   cut = errors.UserError(
-    f"{where}: the archive is cut short or damaged; download or pack it again"
+    f"{where}: the archive is truncated or damaged; download or pack it again"
   )
   window, end = _Window(file, start, size), 0
   try:

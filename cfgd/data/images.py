@@ -1,7 +1,6 @@
 """Images as arrays: decode, composite, crop, exact area resizing, flip, grids.
 
-NumPy, Pillow and OpenCV on the host; every data set goes through the same
-functions, so that what is true of the embedded images is true of ImageNet.
+NumPy, Pillow and OpenCV on the host, the same functions for every data set.
 """
 
 import io
@@ -17,15 +16,11 @@ from cfgd.runtime import errors
 WHITE = (255, 255, 255)
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_DEPTH = len(_PNG) + 16  # where the header has the bits per channel
+_PNG_DEPTH = len(_PNG) + 16  # offset of the bits per channel in the header
 
 
 def rgb(color):
-  """Return the (R, G, B) of a colour's name, such as "white" or "#ff8000".
-
-  Raises:
-    errors.UserError: not a colour that Pillow knows, or a transparent one.
-  """
+  """Return (R, G, B) of an opaque colour's name, such as "white", "#ff8000"."""
   try:
     value = PIL.ImageColor.getrgb(color)
   except (ValueError, AttributeError, TypeError):
@@ -39,15 +34,15 @@ def rgb(color):
 
 
 def decode(data, background=WHITE, *, channels=3):
-  """Decode a file's bytes, whatever it calls itself, as it is stored.
+  """Decode a JPEG, PNG or other image file, whatever its name says.
 
-  Grayscale, palette and CMYK become RGB, what is transparent is composited
-  onto the background, and a camera's orientation tag is ignored. The discrete
-  cosine transform is the accurate one: the pixels of TensorFlow's decoder with
-  INTEGER_ACCURATE.
+  Grayscale, palette and CMYK become RGB, transparent pixels are composited
+  onto the background, and a camera's orientation tag is ignored. JPEGs are
+  decoded with the accurate discrete cosine transform, to the pixels of
+  TensorFlow's decoder with INTEGER_ACCURATE.
 
   Args:
-    data: bytes of a JPEG, PNG or other file that Pillow reads.
+    data: bytes of the file.
     background: (R, G, B); None drops the alpha channel, as TensorFlow does.
     channels: 3, or 1 for the luminance.
 
@@ -55,21 +50,17 @@ def decode(data, background=WHITE, *, channels=3):
     [H, W, channels] uint8.
 
   Raises:
-    ValueError: not an image, cut short, or grey of more than 8 bits.
+    ValueError: not an image, truncated, or more than 8 bits of grey.
   """
   try:
     with PIL.Image.open(io.BytesIO(data)) as image:
       if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}, more than 8 bits")
       if image.has_transparency_data:
-        pixels = _rgba(image, data)
-        if background is None:
-          pixels = pixels[..., :3]
-        else:
-          pixels = _composite(pixels, background)
+        pixels = _composite(_rgba(image, data), background)
       else:
         pixels = np.asarray(image.convert("RGB"))
-  except Exception as error:  # Pillow's readers let many kinds through
+  except Exception as error:  # Pillow's readers raise many kinds
     raise ValueError(" ".join(str(error).split())) from error
   if channels == 1:
     pixels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
@@ -77,9 +68,9 @@ def decode(data, background=WHITE, *, channels=3):
 
 
 def is_transparent(data):
-  """Say whether a file's bytes are an image with a pixel that is not opaque.
+  """Return whether an image file has a pixel that is not opaque.
 
-  False for what is no image: `decode` says what is wrong with it.
+  False if it is not an image: `decode` reports that.
   """
   if data.startswith(_JPEG):
     return False
@@ -88,7 +79,7 @@ def is_transparent(data):
       if not image.has_transparency_data:
         return False
       return bool((_rgba(image, data)[..., 3] < 255).any())
-  except Exception:  # Pillow's readers let many kinds through
+  except Exception:  # Pillow's readers raise many kinds
     return False
 
 
@@ -96,8 +87,7 @@ def _rgba(image, data):
   """Return [H, W, 4] uint8 of an image with an alpha channel or key colour."""
   key = image.info.get("transparency")
   if data.startswith(_PNG) and image.mode in ("L", "RGB") and key is not None:
-    # Pillow scales pixels of 2, 4 and 16 bits to 8, but not the colour that
-    # tRNS makes transparent.
+    # Pillow scales pixels of 2, 4 and 16 bits to 8, but not tRNS's colour.
     depth = data[_PNG_DEPTH]
     if depth == 16:
       image.info["transparency"] = tuple(value >> 8 for value in key)
@@ -109,24 +99,22 @@ def _rgba(image, data):
 def _composite(rgba, background):
   """Return alpha x + (1 - alpha) background, [H, W, 3] uint8, rounded.
 
-  Args:
-    rgba: [H, W, 4] uint8; where alpha is 0 the colour does not matter.
-    background: (R, G, B).
+  Without a background the alpha channel is dropped.
   """
+  if background is None:
+    return rgba[..., :3]
   alpha = rgba[..., 3:].astype(np.uint16)
-  mixed = alpha * rgba[..., :3] + (255 - alpha) * np.array(
-    background, np.uint16
-  )
+  behind = np.array(background, np.uint16)
+  mixed = alpha * rgba[..., :3] + (255 - alpha) * behind
   return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def center_crop(image, size=0):
-  """Cut the central square out of an image.
+  """Cut the central square of an image [H, W, C], padding with zeros.
 
   Args:
     image: [H, W, C].
-    size: side of the square; 0 is the shorter side. Where the image does not
-      fill it, it is surrounded by zeros.
+    size: side of the square; 0 is the shorter side.
 
   Returns:
     [size, size, C].
@@ -143,37 +131,24 @@ def center_crop(image, size=0):
   return square
 
 
-def area_resize(image, size):
+def area_resize(image, side):
   """Average over the source box of each pixel, with fractional borders.
 
   This is tf.image's "area" and cv2's INTER_AREA; PIL's BOX rounds the borders
-  of its boxes and is another data set. An image smaller than the result is
+  of its boxes and gives other pixels. An image smaller than the result is
   averaged over boxes smaller than its pixels.
 
   Args:
-    image: [S, S, C] uint8.
-    size: side of the result.
-
-  Returns:
-    [size, size, C] uint8, rounded.
-  """
-  assert image.shape[0] == image.shape[1], image.shape
-  return resize_shorter_side(image, size)
-
-
-def resize_shorter_side(image, side):
-  """Resize like `area_resize`, keeping the aspect ratio.
-
-  Args:
     image: [H, W, C] uint8.
-    side: of the result's shorter side; the longer one is rounded.
+    side: the result's shorter side; the longer one keeps the aspect ratio,
+      rounded.
 
   Returns:
-    [h, w, C] uint8, min(h, w) = side.
+    [h, w, C] uint8, rounded; min(h, w) = side.
   """
   assert image.dtype == np.uint8, image.dtype
   short = min(image.shape[:2])
-  # Sides are both enlarged or both reduced: OpenCV averages only then.
+  # OpenCV averages only where both sides are enlarged or both reduced.
   height, width = ((n * side + short // 2) // short for n in image.shape[:2])
   if short < side:
     # OpenCV enlarges uint8 with weights of 11 bits: up to 0.8 off.
@@ -181,42 +156,42 @@ def resize_shorter_side(image, side):
   small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
   if small.dtype != np.uint8:
     small = np.rint(small).astype(np.uint8)
-  return small.reshape(height, width, -1)  # cv2 drops a channel of 1
+  return small.reshape(height, width, -1)  # cv2 drops a single channel
 
 
 def preprocess(image, *, crop, size):
-  """Crop and resize one uint8 image; see `preprocessing_id`."""
+  """Crop the central square of `crop` (0: shorter side) and resize it."""
   return area_resize(center_crop(image, crop), size)
 
 
 def preprocess_whole(image, *, crop, side):
-  """Resize one uint8 image for random crops, cut only where `crop` is not 0."""
-  return resize_shorter_side(center_crop(image, crop) if crop else image, side)
+  """Resize for random crops, cropping first only if `crop` is not 0."""
+  return area_resize(center_crop(image, crop) if crop else image, side)
 
 
 def whole_side(size, random_crop):
-  """Return the shorter side of images that are kept for random crops.
+  """Return the shorter side of images stored for random crops, 0 for none.
 
   Args:
     size: side of a crop.
-    random_crop: smallest share of the shorter side that a crop has; 0: none.
+    random_crop: smallest share of the shorter side in a crop; 0 for no crops.
   """
   if not 0 <= random_crop <= 1:
     raise errors.UserError(
       f"data.random_crop={random_crop}: must be 0, or a share of the shorter "
       "side in (0, 1]"
     )
-  # 28 / 0.7 is 40 and a little more in float64.
+  # 28 / 0.7 is slightly above 40 in float64.
   return math.ceil(size / random_crop - 1e-9) if random_crop else 0
 
 
 def random_crop(image, size, draws):
-  """Resize so that the shorter side is random, and cut out a random square.
+  """Resize to a random shorter side, then cut out a random square.
 
   Args:
     image: [H, W, C] uint8, of `preprocess_whole`.
-    size: side of the square, and the least shorter side.
-    draws: (size, top, left), uniform in [0, 1).
+    size: side of the square, and smallest shorter side.
+    draws: (shorter side, top, left), uniform in [0, 1).
 
   Returns:
     [size, size, C] uint8.
@@ -225,39 +200,16 @@ def random_crop(image, size, draws):
   side, top, left = map(float, draws)
   side = size + int(side * (most - size + 1))
   if side < most:
-    image = resize_shorter_side(image, side)
+    image = area_resize(image, side)
   top = int(top * (image.shape[0] - size + 1))
   left = int(left * (image.shape[1] - size + 1))
   return image[top : top + size, left : left + size]
 
 
-def preprocessing_id(source, *, crop, size, whole=0):
-  """Name what was done to the images, for data sets, statistics and results.
-
-  Args:
-    source: name of the originals.
-    crop: side of the central square; 0 is the shorter side.
-    size: side of the images.
-    whole: see `whole_side`.
-  """
-  if whole:
-    cut = f"crop{crop}-" if crop else ""
-    return f"{source}-{cut}whole{whole}-randomcrop{size}"
-  return f"{source}-crop{crop or 'short'}-area{size}"
-
-
 def flip(images, chosen):
-  """Mirror some of the images left to right, in place.
-
-  Args:
-    images: [N, H, W, C].
-    chosen: [N] bool.
-
-  Returns:
-    `images`.
-  """
+  """Mirror images [N, H, W, C] left to right where `chosen` [N], in place."""
   for row in np.flatnonzero(chosen):
-    # Ten times as fast as reversed indexing.
+    # Ten times faster than reversed indexing.
     images[row] = cv2.flip(images[row], 1).reshape(images.shape[1:])
   return images
 
@@ -267,7 +219,7 @@ def grid(images, columns):
 
   Args:
     images: [N, H, W, C] uint8, C of 1 or 3.
-    columns: images per row; the last row is filled up with white.
+    columns: images per row; the last row is padded with white.
 
   Returns:
     [rows (H + 1) - 1, columns (W + 1) - 1, 3] uint8.

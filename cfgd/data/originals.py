@@ -1,8 +1,8 @@
 """Original images before preparation: class folders, IDX files, TFDS sets.
 
-A part of a data set is a sequence that can be cut (`part[start:stop]`), sent to
-another process, and iterated over, which decodes the images: (image [H, W, C]
-uint8, label).
+A part of a data set is a sequence that can be sliced (`part[start:stop]`), sent
+to another process, and iterated over, which decodes the images: (image
+[H, W, C] uint8, label).
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import os
 import re
-import time
 
 from absl import logging
 from etils import epath
@@ -26,7 +25,7 @@ _PARTS = {
   "train": ("train", "training"),
   "heldout": ("heldout", "test", "val", "validation"),
 }
-_PROGRESS_SECONDS = 15.0
+_LOG_SECONDS = 15
 _IDX_FILES = {"train": "train", "heldout": "t10k"}  # of MNIST and its kin
 _IDX_KINDS = ("images-idx3", "labels-idx1")
 
@@ -39,10 +38,10 @@ class Originals:
     name: begins the id of the preprocessing.
     class_names: in the order of the labels.
     channels: of the images.
-    parts: {"train": sequence of images, "heldout": the same, if there is one}.
-    fingerprint: of the originals, so that what two preparations made of
-      different ones is not mixed.
-    earlier: the name that versions before 'contents.py' gave them, or "".
+    parts: {"train": sequence of images, and "heldout" if there is one}.
+    fingerprint: changes with the images, so that preparations of different
+      originals are not mixed.
+    earlier: name given by versions before `contents`, or "".
   """
 
   name: str
@@ -59,11 +58,11 @@ class Members:
 
   Attributes:
     root: the folder or the archive.
-    names: [N] bytes, for messages; below a folder the path.
-    offsets: [N] int64 in the archive; -1: a file of its own.
+    names: [N] bytes; paths below a folder.
+    offsets: [N] int64 in the archive; -1 for a file of its own.
     sizes: [N] int64 in bytes.
     labels: [N] int32.
-    background: (R, G, B) behind what is transparent; None drops alpha.
+    background: (R, G, B) behind transparent pixels; None drops alpha.
   """
 
   root: str
@@ -85,13 +84,18 @@ class Members:
   def __iter__(self):
     for row, label in enumerate(self.labels):
       name = os.fsdecode(self.names[row])
-      data = self._read(name, int(self.offsets[row]), int(self.sizes[row]))
+      offset, size = int(self.offsets[row]), int(self.sizes[row])
+      data = self._read(name, offset, size)
       try:
         yield images.decode(data, self.background), int(label)
       except ValueError as error:
+        remedy = (
+          "replace or remove the file"
+          if offset < 0
+          else "download or pack the archive again"
+        )
         raise errors.UserError(
-          f"{self.root}: {name} is damaged or no image ({error}); "
-          + self._cure(row)
+          f"{self.root}: {name} is damaged or no image ({error}); {remedy}"
         ) from error
 
   def _read(self, name, offset, size):
@@ -101,11 +105,6 @@ class Members:
     file.seek(offset)
     return file.read(size)
 
-  def _cure(self, row):
-    if self.offsets[row] < 0:
-      return "replace or remove the file"
-    return "download or pack the archive again"
-
 
 @functools.lru_cache(maxsize=2)
 def _opened(path):
@@ -114,7 +113,7 @@ def _opened(path):
 
 def members(root, rows):
   """Return `Members` of rows (name, offset or None, bytes, label)."""
-  rows = list(_with_progress(root, rows))
+  rows = list(_logged(root, rows))
   names, offsets, sizes, labels = zip(*rows, strict=True) if rows else [()] * 4
   return Members(
     root=os.fspath(root),
@@ -125,38 +124,35 @@ def members(root, rows):
   )
 
 
-def _with_progress(root, rows):
-  said = time.monotonic()
+def _logged(root, rows):
   for number, row in enumerate(rows):
-    if time.monotonic() - said > _PROGRESS_SECONDS:
-      said = time.monotonic()
-      logging.info("Listing %s: %d images so far.", root, number)
+    logging.log_every_n_seconds(
+      logging.INFO, "Listing %s: %d images found.", _LOG_SECONDS, root, number
+    )
     yield row
 
 
 def fingerprint(parts):
-  """Return 8 hexadecimal digits for the names and sizes of `Members`.
+  """Return 8 hexadecimal digits of the names and sizes of `Members`.
 
   Enough for archives, whose md5 is checked; files need `contents.read`.
   """
   digest = hashlib.sha256()
   for part, listed in sorted(parts.items()):
-    digest.update(f"{part} {len(listed)}".encode())
-    digest.update(b"\n".join(listed.names.tolist()))
+    contents.hash_names(digest, part, listed)
     digest.update(listed.sizes.tobytes())
   return digest.hexdigest()[:8]
 
 
 def list_folder(folder, class_names):
-  """List a folder of class folders.
+  """Return the `Members` of a folder of class folders.
 
   Args:
     folder: path.
-    class_names: their names, in the order of the labels; those that are absent
-      have no images, others are refused.
+    class_names: names in the order of the labels; a class may have no folder.
 
   Raises:
-    errors.UserError: a folder that is not a class, or has no images.
+    errors.UserError: a folder is not a class, or has no images.
   """
   folder = epath.Path(folder)
   labels = {name: label for label, name in enumerate(class_names)}
@@ -164,7 +160,8 @@ def list_folder(folder, class_names):
   for path in _subfolders(folder):
     if path.name not in labels:
       raise errors.UserError(
-        f"{path}: no such class; known are {_some(class_names)}"
+        f"{path}: no such class; known are {', '.join(class_names[:3])}"
+        f"{', ...' if len(class_names) > 3 else ''}"
       )
     before = len(rows)
     with os.scandir(path) as entries:
@@ -189,21 +186,19 @@ def _subfolders(folder):
   )
 
 
-def _some(names):
-  names = list(names)
-  return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def find_folder(path, *, background, remember):
-  """List `folder:PATH`: PATH/CLASS/* or PATH/train/CLASS/*, PATH/test/CLASS/*.
+  """Open `folder:PATH`: PATH/CLASS/* or PATH/train/CLASS/*, PATH/test/CLASS/*.
 
-  Classes are the names of the folders, in sorted order. The name has a hash of
-  the files' contents, and the background where an image is transparent.
+  Classes are the folders' names, sorted. The name has a hash of the files'
+  contents, and the background if an image is transparent.
 
   Args:
     path: the folder.
-    background: (R, G, B) behind what is transparent.
-    remember: folder in which the hash is kept, see `contents.read`.
+    background: (R, G, B) behind transparent pixels.
+    remember: folder that keeps the hash, see `contents.read`.
+
+  Returns:
+    Originals.
   """
   folder = epath.Path(path).expanduser()
   if not folder.is_dir():
@@ -228,18 +223,18 @@ def find_folder(path, *, background, remember):
       for part, of in parts.items()
     },
     fingerprint=held.fingerprint + behind,
-    # What they made of transparent images was another thing.
+    # Earlier versions did not composite transparent images.
     earlier="" if behind else f"{name}.{fingerprint(parts)}",
   )
 
 
 def on_background(background):
-  """Return the end of a name whose images are on this background."""
+  """Return the suffix of a name whose images are on this background."""
   return ".on{:02x}{:02x}{:02x}".format(*background)
 
 
 def _folder_parts(folder):
-  """Return {"train": path} and, if there is one, {"heldout": path}."""
+  """Return {"train": path, and "heldout" if there is one}."""
   found = {
     part: folder / name
     for part, names in _PARTS.items()
@@ -250,16 +245,14 @@ def _folder_parts(folder):
 
 
 def word(name):
-  """Return a name that a path and TFDS can hold."""
+  """Return a name with only characters that paths and TFDS allow."""
   return re.sub(r"\W+", "_", name).strip("_") or "images"
 
 
-@dataclasses.dataclass(frozen=True)
-class IdxPart:
-  """Rows of a pair of IDX files; see `find_idx`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+  """Rows `start` to `stop` of something; slicing narrows them."""
 
-  images: str
-  labels: str
   start: int
   stop: int
 
@@ -272,6 +265,14 @@ class IdxPart:
       self, start=self.start + start, stop=self.start + stop
     )
 
+
+@dataclasses.dataclass(frozen=True)
+class _IdxPart(Span):
+  """Rows of a pair of IDX files; see `find_idx`."""
+
+  images: str
+  labels: str
+
   def __iter__(self):
     rows = slice(self.start, self.stop)
     pictures = _read_idx(self.images)[rows, ..., None]
@@ -280,7 +281,7 @@ class IdxPart:
 
 @functools.lru_cache(maxsize=4)
 def _read_idx(path):
-  """Return the array of an IDX file of bytes, gzipped or not."""
+  """Return the array in an IDX file of bytes, gzipped or not."""
   data = epath.Path(path).read_bytes()
   try:
     data = gzip.decompress(data) if path.endswith(".gz") else data
@@ -289,14 +290,14 @@ def _read_idx(path):
     return pixels.reshape(shape)
   except (OSError, EOFError, ValueError, IndexError) as error:
     raise errors.UserError(
-      f"{path}: not a whole IDX file ({error}); get it again"
+      f"{path}: not a complete IDX file ({error}); get it again"
     ) from error
 
 
 def find_idx(path):
   """Open `idx:PATH`: a folder with MNIST's four files, gzipped or not.
 
-  So come MNIST and Fashion-MNIST, the latter in Debian's package
+  MNIST and Fashion-MNIST come in this form, the latter in Debian's package
   dataset-fashion-mnist.
   """
   folder = epath.Path(path).expanduser()
@@ -306,10 +307,10 @@ def find_idx(path):
     pictures, labels = map(_read_idx, pair)
     if pictures.ndim != 3 or labels.shape != pictures.shape[:1]:
       raise errors.UserError(
-        f"{pair[0]}, {pair[1]}: shapes {pictures.shape} and {labels.shape} do "
-        "not make images and their labels"
+        f"{pair[0]}, {pair[1]}: shapes {pictures.shape} and {labels.shape} are "
+        "not those of images and their labels"
       )
-    parts[part] = IdxPart(*pair, 0, len(labels))
+    parts[part] = _IdxPart(*pair, start=0, stop=len(labels))
     digest.update(labels.tobytes())
     digest.update(pictures.tobytes())
   classes = int(_read_idx(parts["train"].labels).max()) + 1

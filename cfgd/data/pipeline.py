@@ -1,9 +1,10 @@
-"""Training batches whose order is a function of (seed, step) alone.
+"""Training batches whose order depends on (seed, step) alone.
 
-The order of an epoch, its crops and flips come from (seed, epoch), the rows of
-a batch from the step: the union of the hosts' batches at a step is the same for
-any number of hosts, and step k is reached by indexing. Examples are read,
-cropped, flipped and stacked a batch at a time; Grain's threads read ahead.
+The order of an epoch, its crops and its flips are drawn from (seed, epoch); a
+step takes the next rows of that order. So the union of the hosts' batches at a
+step is the same for any number of hosts, and step k is reached by indexing.
+Examples are read, cropped, flipped and stacked by the batch; Grain's threads
+read ahead.
 """
 
 import functools
@@ -17,10 +18,10 @@ from cfgd.data import crops
 from cfgd.data import images
 from cfgd.runtime import distributed
 
-_CROPS = 1  # a stream of random numbers beside that of order and flips
+_CROPS = 1  # random stream of the crops, beside that of order and flips
 
 
-@functools.lru_cache(maxsize=2)  # a batch may touch the next epoch
+@functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
 def _epoch(seed, epoch, number):
   """Return (order of the examples, which of them are mirrored)."""
   rng = np.random.default_rng((seed, epoch))
@@ -34,38 +35,41 @@ def _epoch_crops(seed, epoch, number):
   return rng.random((number, crops.DRAWS), np.float32)
 
 
-def _draw(positions, seed, number):
-  """Return examples and flips at places in the endless stream, [b] each."""
+def _draw(positions, seed, number, cropped):
+  """Return examples, flips and crops at places of the endless stream.
+
+  Args:
+    positions: [b] places.
+    seed: seed of the stream.
+    number: number of examples.
+    cropped: whether crops are wanted.
+
+  Returns:
+    [b] int, [b] bool, and [b, DRAWS] float32 or None.
+  """
   epochs, places = np.divmod(positions, number)
   examples = np.empty(len(positions), np.int64)
   flips = np.empty(len(positions), bool)
+  draws = np.empty((len(positions), crops.DRAWS), np.float32)
   for epoch in np.unique(epochs):
     order, mirrored = _epoch(seed, int(epoch), number)
     rows = epochs == epoch
     examples[rows] = order[places[rows]]
     flips[rows] = mirrored[examples[rows]]
-  return examples, flips
-
-
-def _draw_crops(positions, examples, seed, number):
-  """Return the uniform numbers of each example's crop in its epoch."""
-  draws = np.empty((len(positions), crops.DRAWS), np.float32)
-  epochs = positions // number
-  for epoch in np.unique(epochs):
-    rows = epochs == epoch
-    draws[rows] = _epoch_crops(seed, int(epoch), number)[examples[rows]]
-  return draws
+    if cropped:
+      draws[rows] = _epoch_crops(seed, int(epoch), number)[examples[rows]]
+  return examples, flips, draws if cropped else None
 
 
 def stream(source, *, seed, batch_size, flip, process_index, process_count):
   """Return this host's endless sequence of batches, indexed by step.
 
   Args:
-    source: `len` and `read`, see data.sources.
-    seed: of the order, the crops and the flips.
+    source: see data.sources.
+    seed: seed of the order, the crops and the flips.
     batch_size: over all hosts.
     flip: mirror images left to right at random.
-    process_index: this host's rows are process_index::process_count.
+    process_index: this host takes rows process_index::process_count.
     process_count: number of hosts.
 
   Returns:
@@ -74,15 +78,12 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
     process_count.
   """
   rows = np.arange(process_index, batch_size, process_count)
+  cropped = isinstance(source, crops.RandomCrops)
 
   def read(step):
     positions = step * batch_size + rows
-    examples, flips = _draw(positions, seed, len(source))
-    if isinstance(source, crops.RandomCrops):
-      draws = _draw_crops(positions, examples, seed, len(source))
-      batch = source.read(examples, draws)
-    else:
-      batch = source.read(examples)
+    examples, flips, draws = _draw(positions, seed, len(source), cropped)
+    batch = source.read(examples, *([draws] if cropped else []))
     batch["row"] = rows.astype(np.int32)
     if flip:
       batch["image"] = images.flip(batch["image"], flips)
@@ -91,30 +92,24 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
   return grain.MapDataset.range(sys.maxsize // batch_size).map(read)
 
 
-def batches(
-  source, *, seed, batch_size, flip, first_step, num_threads, prefetch
-):
-  """Iterate over batches from `first_step` on, split over local devices.
+def batches(source, *, first_step, num_threads, prefetch, **order):
+  """Yield batches from `first_step` on, split over local devices.
 
   Args:
-    source: see `stream`.
-    seed: see `stream`.
-    batch_size: over all devices of all hosts.
-    flip: see `stream`.
+    source: see data.sources.
     first_step: 0, or the step at which a run resumes.
     num_threads: host threads that read ahead.
     prefetch: batches that are kept ready.
+    **order: seed, batch_size and flip of `stream`.
 
   Yields:
     `stream`'s batches with leaves [local devices, per device, ...].
   """
   dataset = stream(
     source,
-    seed=seed,
-    batch_size=batch_size,
-    flip=flip,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    **order,
   )
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=prefetch

@@ -1,7 +1,7 @@
-"""Prepare a data set: crop and resize its originals once, with all cores.
+"""Prepare a data set: crop and resize its originals once, on all cores.
 
-Every shard is written whole or not at all and kept: the same call again makes
-the missing ones. The set gets its name when all have been counted.
+Every shard is written whole or not at all and kept: running again makes the
+missing ones. The set gets its name when all records have been counted.
 """
 
 import concurrent.futures
@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import shutil
 import threading
-import time
 
 from absl import logging
 import cv2
@@ -26,147 +25,101 @@ from cfgd.data import prepared
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
+from cfgd.runtime import progress
 
-# Shards of a part: at most so many, and none of fewer images. A killed
-# preparation loses the shards under way.
+# Most shards of a part, and fewest images of a shard. A killed preparation
+# loses the shards in progress.
 _MOST_SHARDS = 128
 _LEAST_IMAGES = 32
 _IMAGES_WORTH_A_PROCESS = 500
 _RECORD_OVERHEAD = 128  # bytes: label, names of the features, index
-_SHARD_OVERHEAD = 2 * 2**16  # ArrayRecord fills up its blocks
-_PROGRESS_SECONDS = 10.0
-_USUAL_ASPECT = 1.4  # of photographs: an estimate of the space they need
+_SHARD_OVERHEAD = 2 * 2**16  # ArrayRecord pads its blocks
+_USUAL_ASPECT = 1.4  # of photographs, to estimate the space they need
 
 
-def ensure(source, *, image_size, crop, data_dir, background, random_crop=0.0):
-  """Prepare a data set that training names and that is not prepared yet.
+def ensure(spec):
+  """Prepare a data set for training if it is missing; the processes wait.
 
-  Not ImageNet: its archives have to be shown, see experiments.prepare_data.
+  Except ImageNet, whose archives experiments.prepare_data must be shown.
   """
-  if not catalog.is_prepared_on_demand(source):
+  if not catalog.is_prepared_on_demand(spec.source):
     return
   if distributed.is_lead():
-    prepare(
-      source,
-      image_size=image_size,
-      crop=crop,
-      data_dir=data_dir,
-      background=background,
-      random_crop=random_crop,
-      manual_dir="",
-      workers=0,
-      allow_other=False,
-    )
+    prepare(spec)
   distributed.barrier("data set")
 
 
-def prepare(
-  source,
-  *,
-  image_size,
-  crop,
-  data_dir,
-  manual_dir,
-  workers,
-  allow_other,
-  background="white",
-  random_crop=0.0,
-):
-  """Prepare a data set, or go on where a killed preparation stopped.
+def prepare(spec, *, manual_dir="", workers=0, allow_other=False):
+  """Prepare a data set, resuming a killed preparation.
 
   Args:
-    source: data.source of the config.
-    image_size: side of the images; 0: as the name says.
-    crop: side of the central square that is kept; 0 is the shorter side.
-    data_dir: folder of data sets; "" is TFDS's own.
-    manual_dir: where ImageNet's archives are, or TFDS's manual downloads.
-    workers: processes; 0: one for each core.
-    allow_other: take archives of ImageNet that are not the official ones.
-    background: colour behind what is transparent.
-    random_crop: not 0: keep whole training images for random crops with at
-      least this share of the shorter side.
+    spec: spec.Spec.
+    manual_dir: folder of ImageNet's archives, or of TFDS's manual downloads.
+    workers: processes; 0 for one per core.
+    allow_other: accept archives of ImageNet that are not the official ones.
 
   Returns:
     Path of the set.
 
   Raises:
-    errors.UserError: originals missing or damaged, no space, or a set begun or
-      made from other originals.
+    errors.UserError: originals are missing or damaged, the disk is full, or the
+      set was begun or made from other originals.
   """
-  image_size = catalog.size_to_prepare(source, image_size)
-  where = {"data_dir": data_dir, "background": background}
-  path, metadata = catalog.find_prepared(
-    source,
-    image_size=image_size,
-    crop=crop,
-    random_crop=random_crop,
-    **where,
-  )
+  spec = catalog.with_size(spec)
+  path, metadata = catalog.find_prepared(spec)
   half = prepared.incomplete(path)
   find = functools.partial(
     catalog.find,
-    source,
-    **where,
+    spec,
     manual_dir=manual_dir,
     allow_other=allow_other,
     verified=half / "verified.json",
   )
   if metadata is not None:
     if metadata["preprocessing"].startswith("imagenet."):
-      _check_others(path, metadata, find, allow_other)
+      _check_archives(path, metadata, find, allow_other)
     logging.info("Prepared already: %s (%s).", path, metadata["preprocessing"])
     return path
-  with _alone(half):
+  with _locked(half):
     found = find()
-    sides = {
-      "size": image_size,
-      "crop": crop,
-      "whole": images.whole_side(image_size, random_crop),
-    }
-    earlier = catalog.earlier_set(
-      found,
-      image_size=image_size,
-      crop=crop,
-      data_dir=data_dir,
-      whole=sides["whole"],
-    )
-    if earlier and _is_of(earlier, found, sides):
+    earlier = catalog.earlier_set(found, spec)
+    if earlier and _has_pixels_of(earlier, found, spec):
       prepared.write_contents(earlier, found.fingerprint)
       logging.info("Prepared already, with the same pixels: %s.", earlier)
       _remove_if_empty(half)
       return earlier
-    plan = _plan(found, sides)
+    plan = _plan(found, spec)
     _claim(half, plan)
-    _make(found, plan, path, sides, workers)
-    _check_unchanged(found, catalog.name_of(source, **where), half)
-    _finish(found, plan, path, sides)
+    _make(found, plan, path, spec, workers)
+    _check_unchanged(found, catalog.name_of(spec), half)
+    _finish(found, plan, path, spec)
   return path
 
 
-def _is_of(path, found, sides):
-  """Say whether a set has the pixels that its originals have now."""
+def _has_pixels_of(path, found, spec):
+  """Return whether an earlier version's set equals the originals of today."""
   metadata = prepared.read_metadata(path, command="this command")
-  named = images.preprocessing_id(found.earlier, **sides)
-  if metadata["preprocessing"] != named or prepared.read_contents(path):
+  if metadata["preprocessing"] != spec.preprocessing(found.earlier):
+    return False
+  if prepared.read_contents(path):  # compared before, with other originals
     return False
   number = sum(map(len, found.parts.values()))
-  logging.info("Comparing %d images with those of %s.", number, path)
-  progress = _Progress(number)
+  comparing = progress.Progress(f"Comparing with {path}", number)
   for part, of in found.parts.items():
-    there = prepared.Prepared(path, part, metadata)
-    preprocess, _ = _preprocessing(part, **sides)
+    stored = prepared.Prepared(path, part, metadata)
+    preprocess, _ = _preprocessing(part, spec)
     for row, (image, label) in enumerate(of):
-      example = there[row]
+      example = stored[row]
       if example["label"] != label:
         return False
       if not np.array_equal(example["image"], preprocess(image)):
         return False
-      progress(1)
+      comparing.add(1)
   return True
 
 
-def _check_others(path, metadata, find, allow_other):
-  """Do not take a set of some archives for that of others."""
+def _check_archives(path, metadata, find, allow_other):
+  """Refuse a set that was prepared from other archives than these."""
   if not allow_other or find().fingerprint != metadata["originals"]:
     raise errors.UserError(
       f"{path}: was prepared from other archives of ImageNet's structure "
@@ -175,8 +128,8 @@ def _check_others(path, metadata, find, allow_other):
 
 
 @contextlib.contextmanager
-def _alone(half):
-  """Keep other processes of this machine from preparing the same set."""
+def _locked(half):
+  """Keep other processes on this machine from preparing the same set."""
   half.mkdir(parents=True, exist_ok=True)
   with open(half / "lock", "w") as file:
     try:
@@ -193,7 +146,7 @@ def _alone(half):
 
 
 def _remove_if_empty(half):
-  """Leave nothing behind where the originals were found wanting."""
+  """Leave no folders behind if nothing was prepared."""
   if {path.name for path in half.iterdir()} == {"lock"}:
     (half / "lock").unlink()
     for folder in (half, half.parent, half.parent.parent):
@@ -202,24 +155,24 @@ def _remove_if_empty(half):
       folder.rmdir()
 
 
-def _plan(found, sides):
-  """Return what the set will be made of, as JSON has it."""
+def _plan(found, spec):
+  """Return what the set will consist of, as JSON."""
   return {
-    "preprocessing": images.preprocessing_id(found.name, **sides),
+    "preprocessing": spec.preprocessing(found.name),
     "originals": found.fingerprint,
     "lengths": {part: _lengths(len(of)) for part, of in found.parts.items()},
   }
 
 
 def _lengths(number):
-  """Return the sizes of the shards of so many images."""
+  """Return the sizes of the shards that hold this many images."""
   shards = max(1, min(_MOST_SHARDS, number // _LEAST_IMAGES))
   edges = [number * i // shards for i in range(shards + 1)]
   return [stop - start for start, stop in itertools.pairwise(edges)]
 
 
 def _claim(half, plan):
-  """Make sure that what was begun here was the same."""
+  """Record the plan, or check that the set was begun with the same one."""
   path = half / "plan.json"
   if not path.exists():
     files.write_atomic(path, json.dumps(plan))
@@ -233,44 +186,48 @@ def _claim(half, plan):
     )
 
 
-def _make(found, plan, path, sides, workers):
+def _make(found, plan, path, spec, workers):
   """Write the missing shards."""
   half = prepared.incomplete(path)
   for stale in half.glob(".tmp-*"):
     stale.unlink()
-  missing, total, needed = [], 0, 0
+  missing, needed = [], 0
   for part, lengths in plan["lengths"].items():
     starts = [0, *itertools.accumulate(lengths)]
-    total += starts[-1]
-    preprocess, pixels = _preprocessing(part, **sides)
+    preprocess, pixels = _preprocessing(part, spec)
     record = int(pixels * found.channels) + _RECORD_OVERHEAD
     for i, shard in enumerate(prepared.shard_paths(path, part, len(lengths))):
       target = half / shard.name
       if prepared.count(target) != lengths[i]:
         of = found.parts[part][starts[i] : starts[i + 1]]
-        missing.append((of, target, preprocess))
+        missing.append((of, target, preprocess, bool(spec.whole)))
         needed += lengths[i] * record + _SHARD_OVERHEAD
-  number = sum(len(of) for of, *_ in missing)
   _check_space(half, needed)
+  total = sum(map(len, found.parts.values()))
+  number = sum(len(of) for of, *_ in missing)
   logging.info(
-    "Preparing %d images as %s in %s; %d are there.",
+    "Preparing %d images as %s in %s; %d are done.",
     *(total, plan["preprocessing"], path, total - number),
   )
-  workers = workers or _processes_for(number)
-  _run(missing, number, workers, with_shape=bool(sides["whole"]))
+  _write_shards(missing, number, workers or _default_workers(number))
 
 
-def _preprocessing(part, *, size, crop, whole):
-  """Return what is done to an image of a part, and its usual pixels."""
-  if whole and part == "train":
-    usual = whole**2 * (1 if crop else _USUAL_ASPECT)
-    how = {"crop": crop, "side": whole}
-    return functools.partial(images.preprocess_whole, **how), usual
-  return functools.partial(images.preprocess, crop=crop, size=size), size**2
+def _preprocessing(part, spec):
+  """Return the function that preprocesses a part's images, and its pixels."""
+  if spec.whole and part == "train":
+    pixels = spec.whole**2 * (1 if spec.crop else _USUAL_ASPECT)
+    preprocess = functools.partial(
+      images.preprocess_whole, crop=spec.crop, side=spec.whole
+    )
+    return preprocess, pixels
+  preprocess = functools.partial(
+    images.preprocess, crop=spec.crop, size=spec.image_size
+  )
+  return preprocess, spec.image_size**2
 
 
-def _processes_for(number):
-  """Return one for each core, where starting them is worth it."""
+def _default_workers(number):
+  """Return one per core, or fewer where starting them is not worth it."""
   cores = len(os.sched_getaffinity(0))
   return max(1, min(cores, number // _IMAGES_WORTH_A_PROCESS))
 
@@ -285,57 +242,35 @@ def _check_space(half, needed):
     )
 
 
-def _run(missing, number, workers, **how):
-  """Write shards in processes, and say how far it is."""
-  progress = _Progress(number)
+def _write_shards(missing, number, workers):
+  """Write shards in worker processes, logging progress."""
+  preparing = progress.Progress("Preparing", number)
   if workers == 1 or len(missing) <= 1:
     for shard in missing:
-      progress(_write(*shard, **how))
+      preparing.add(_write(*shard))
     return
-  # Started afresh: JAX's threads do not survive a fork.
+  # Spawned, since JAX's threads do not survive a fork.
   with concurrent.futures.ProcessPoolExecutor(
     min(workers, len(missing)),
     mp_context=multiprocessing.get_context("spawn"),
     initializer=_end_with_parent,
   ) as pool:
-    running = [pool.submit(_write, *shard, **how) for shard in missing]
+    running = [pool.submit(_write, *shard) for shard in missing]
     try:
       for future in concurrent.futures.as_completed(running):
-        progress(future.result())
+        preparing.add(future.result())
     except concurrent.futures.BrokenExecutor as error:
       raise errors.RunError(
-        "a worker was ended: no memory or no space left? The same command goes "
-        "on; --workers=1 needs the least memory"
+        "a worker was killed: out of memory or disk space? Run the same "
+        "command again to resume; --workers=1 needs the least memory"
       ) from error
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
 
 
-class _Progress:
-  """Log images, rate and time to go."""
-
-  def __init__(self, total):
-    self._total, self._done = total, 0
-    self._start, self._said = time.monotonic(), None
-
-  def __call__(self, number):
-    self._done += number
-    now = time.monotonic()
-    if self._said is None:  # too early for a rate: workers have just started
-      self._said = now
-    if now - self._said < _PROGRESS_SECONDS and self._done < self._total:
-      return
-    self._said = now
-    rate = self._done / (now - self._start)
-    logging.info(
-      "%d of %d images, %.0f images/s, %.0f s to go.",
-      *(self._done, self._total, rate, (self._total - self._done) / rate),
-    )
-
-
 def _end_with_parent():
-  """End this worker when the preparation is killed."""
+  """End this worker when the main process is killed."""
   parent = multiprocessing.parent_process()
 
   def watch():
@@ -359,16 +294,16 @@ def _write(part, target, preprocess, with_shape):
 
 
 def _check_unchanged(found, name, half):
-  """Make sure that a folder holds what it held before its files were read."""
+  """Check that a folder's contents did not change while it was read."""
   if not found.name.startswith(name):
     raise errors.RunError(
-      f"{half}: the original images changed meanwhile ({found.name} is {name} "
-      "now); the same command again prepares what is there"
+      f"{half}: the original images changed meanwhile ({found.name} is now "
+      f"{name}); run the same command again to prepare the new ones"
     )
 
 
-def _finish(found, plan, path, sides):
-  """Count every shard, write the metadata and give the set its name."""
+def _finish(found, plan, path, spec):
+  """Count every shard, write the metadata and rename the set."""
   half = prepared.incomplete(path)
   for part, lengths in plan["lengths"].items():
     names = prepared.shard_paths(path, part, len(lengths))
@@ -376,10 +311,10 @@ def _finish(found, plan, path, sides):
       number = prepared.count(half / shard.name)
       if number != length:
         raise errors.RunError(
-          f"{half / shard.name}: {number} images, not {length}; the same "
-          "command again makes it anew"
+          f"{half / shard.name}: {number} images, not {length}; run the same "
+          "command again to make it anew"
         )
-  size, with_shape = sides["size"], bool(sides["whole"])
+  size, with_shape = spec.image_size, bool(spec.whole)
   prepared.write_metadata(
     path,
     feature_dict=prepared.features(

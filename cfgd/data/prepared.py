@@ -1,15 +1,14 @@
 """Prepared data sets on disk: raw pixels in ArrayRecord, as TFDS stores them.
 
-A record is a tf.train.Example whose image is uncompressed: what is read in
-training is copied, not decoded. A set is written into a folder whose name ends
-in `.incomplete` and gets its own name when it is whole; TFDS opens it, too:
+A record is a tf.train.Example with an uncompressed image, which training copies
+without decoding. A set is written to a folder whose name ends in `.incomplete`
+and is renamed when it is complete. TFDS can open it, too, with
 `tfds.data_source`, or `tfds.builder_from_directory` and `as_data_source`.
 """
 
 import contextlib
 import functools
 import json
-import math
 import os
 
 from array_record.python import array_record_module
@@ -25,31 +24,29 @@ _CONTENTS = "contents.json"
 
 
 def data_home(data_dir):
-  """Return the folder of data sets, "" being TFDS's own default."""
+  """Return the folder of data sets; "" means TFDS's own default."""
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
   return epath.Path(data_dir or default).expanduser()
 
 
-def folder(name, *, image_size, crop, data_dir, whole=0):
-  """Return where a prepared set is.
+def folder(name, spec):
+  """Return the path of a prepared set.
 
   Args:
-    name: of the originals.
-    image_size: side of the images.
-    crop: side of the central square; 0 is the shorter side.
-    data_dir: folder of data sets, see `data_home`.
-    whole: shorter side of whole images for random crops; 0: squares.
+    name: name of the originals.
+    spec: spec.Spec.
   """
-  # Of ImageNet there is one, whether from the official archives or others.
+  # There is one set of ImageNet, made from the official archives or others.
   dataset = name.split(".")[0] if name.startswith("imagenet") else name
-  config = f"{image_size}x{image_size}" + (f"_crop{crop}" if crop else "")
-  config += f"_whole{whole}" if whole else ""
-  parent = data_home(data_dir) / f"{dataset.replace('.', '_')}_area"
+  config = f"{spec.image_size}x{spec.image_size}"
+  config += f"_crop{spec.crop}" if spec.crop else ""
+  config += f"_whole{spec.whole}" if spec.whole else ""
+  parent = data_home(spec.data_dir) / f"{dataset.replace('.', '_')}_area"
   return parent / config / VERSION
 
 
 def incomplete(path):
-  """Return where a set is while it is being prepared."""
+  """Return the path of a set while it is being prepared."""
   return path.with_name(path.name + ".incomplete")
 
 
@@ -60,10 +57,10 @@ def shard_paths(path, part, number):
 
 
 def features(image_size, channels, class_names):
-  """Return what TFDS calls the features of the records.
+  """Return the TFDS features of the records.
 
   Args:
-    image_size: side of the images; None: each has its own height and width.
+    image_size: side of the images; None if each has its own shape.
     channels: of the images.
     class_names: in the order of the labels.
   """
@@ -72,7 +69,7 @@ def features(image_size, channels, class_names):
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Tensor(
-        shape=(image_size, image_size, channels),  # None: stored with each
+        shape=(image_size, image_size, channels),
         dtype=np.uint8,
         encoding=tfds.features.Encoding.BYTES,
       ),
@@ -95,7 +92,7 @@ def serialize(image, label, *, with_shape=False):
   Args:
     image: see above.
     label: see above.
-    with_shape: the set has images of many shapes.
+    with_shape: store the shape, in a set of images of many shapes.
   """
   example = _example()()
   feature = example.features.feature
@@ -108,23 +105,19 @@ def serialize(image, label, *, with_shape=False):
   return example.SerializeToString()
 
 
-def _parse(record):
-  """Return (pixels, one after the other, and the label) of a record."""
+def _parse(record, shape=None):
+  """Return (image [H, W, C], label); without a shape, the record has it."""
   feature = _example().FromString(record).features.feature
-  pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
-  return pixels, feature["label"].int64_list.value[0]
-
-
-def _parse_with_shape(record):
-  """Return (image [H, W, C], label) of a record that has the shape."""
-  feature = _example().FromString(record).features.feature
-  pixels = np.frombuffer(feature["image/value"].bytes_list.value[0], np.uint8)
-  shape = feature["image/shape"].int64_list.value
-  return pixels.reshape(shape), feature["label"].int64_list.value[0]
+  pixels = "image"
+  if shape is None:
+    pixels = "image/value"
+    shape = feature["image/shape"].int64_list.value
+  image = np.frombuffer(feature[pixels].bytes_list.value[0], np.uint8)
+  return image.reshape(shape), feature["label"].int64_list.value[0]
 
 
 def write_shard(path, records):
-  """Write bytes, one record each; the file appears when it is whole."""
+  """Write byte strings as records; the file appears once it is complete."""
   temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
   # group_size:1 for random access; pixels hardly compress, and reading
   # uncompressed records is twice as fast.
@@ -136,17 +129,17 @@ def write_shard(path, records):
       for record in records:
         writer.write(record)
     temporary.replace(path)
-  except RuntimeError as error:  # the library's word for a full disk
+  except RuntimeError as error:  # what the library raises on a full disk
     raise errors.RunError(
-      f"{path}: cannot be written ({error}); the same command goes on when "
-      "that is mended"
+      f"{path}: cannot be written ({error}); fix that and run the same command "
+      "again to resume"
     ) from error
   finally:
     temporary.unlink(missing_ok=True)
 
 
 def count(path):
-  """Return the number of records in a shard; 0 where it cannot be read."""
+  """Return the number of records in a shard; 0 if it cannot be read."""
   try:
     return _reader(path).num_records()
   except (ValueError, RuntimeError, OSError):
@@ -161,32 +154,29 @@ def _reader(path):
 
 
 def write_metadata(path, *, feature_dict, lengths, metadata):
-  """Write what TFDS and `Prepared` need to read the shards in a folder.
+  """Write what TFDS and `Prepared` need to read the shards of a set.
 
   Args:
-    path: where the set will be; its shards are in `incomplete(path)`.
+    path: final path of the set; its shards are in `incomplete(path)`.
     feature_dict: see `features`.
     lengths: part -> number of examples of each shard.
-    metadata: what is known of the set, as JSON has it.
+    metadata: JSON-like facts about the set.
   """
   import tensorflow_datasets as tfds
 
-  shards = {
-    part: [
-      (length, (incomplete(path) / shard.name).stat().length)
-      for length, shard in zip(
-        numbers, shard_paths(path, part, len(numbers)), strict=True
-      )
-    ]
-    for part, numbers in lengths.items()
-  }
+  half = incomplete(path)
+  shards = {}
+  for part, numbers in lengths.items():
+    names = [shard.name for shard in shard_paths(path, part, len(numbers))]
+    sizes = [(half / name).stat().length for name in names]
+    shards[part] = list(zip(numbers, sizes, strict=True))
   template = tfds.core.ShardedFileTemplate(
-    data_dir=incomplete(path),
+    data_dir=half,
     dataset_name=path.parent.parent.name,
     filetype_suffix="array_record",
   )
   tfds.folder_dataset.write_metadata(
-    data_dir=incomplete(path),
+    data_dir=half,
     features=feature_dict,
     split_infos=[
       tfds.core.SplitInfo(
@@ -205,12 +195,12 @@ def write_metadata(path, *, feature_dict, lengths, metadata):
 
 
 def write_contents(path, fingerprint):
-  """Note what the originals of a set hold, whose name does not say it."""
+  """Record the contents of a set's originals, if its name does not."""
   files.write_atomic(path / _CONTENTS, json.dumps({"originals": fingerprint}))
 
 
 def read_contents(path):
-  """Return what `write_contents` noted, or ""."""
+  """Return what `write_contents` recorded, or ""."""
   note = path / _CONTENTS
   return json.loads(note.read_text())["originals"] if note.exists() else ""
 
@@ -219,13 +209,13 @@ class Prepared:
   """One part of a prepared set, by random access; nothing is kept in memory.
 
   Attributes:
-    num_classes: number of classes.
-    preprocessing: id of what was done to the images.
     image_shape: (H, W, C).
+    num_classes: number of classes.
+    preprocessing: id of the preprocessing.
   """
 
   def __init__(self, path, part, metadata):
-    """Open `path` as `read_metadata` found it; `part` must be one of its."""
+    """Open a part of `path`, whose metadata is `read_metadata`'s."""
     lengths = [length for length, _ in metadata["shards"][part]]
     self._paths = shard_paths(path, part, len(lengths))
     self._starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -233,7 +223,8 @@ class Prepared:
     self.image_shape = tuple(metadata["image_shape"])
     self.num_classes = len(metadata["class_names"])
     self.preprocessing = metadata["preprocessing"]
-    self._with_shape = metadata.get("with_shape", False)
+    with_shape = metadata.get("with_shape", False)
+    self._stored_shape = None if with_shape else self.image_shape
 
   def __len__(self):
     return int(self._starts[-1])
@@ -250,39 +241,32 @@ class Prepared:
 
   def read(self, indices):
     """Return {"image": [n, H, W, C] uint8, "label": [n] int32} of n indices."""
-    if self._with_shape:
-      images, labels = self.read_whole(indices)
-      return {"image": np.stack(images), "label": labels}
     images = np.empty((len(indices), *self.image_shape), np.uint8)
-    flat = images.reshape(len(indices), math.prod(self.image_shape))
-    labels = np.empty(len(indices), np.int32)
-    for row, record in self._read(indices):
-      flat[row], labels[row] = _parse(record)
-    return {"image": images, "label": labels}
+    return {"image": images, "label": self._read_into(images, indices)}
 
   def read_whole(self, indices):
     """Return ([H, W, C] uint8 of each, [n] int32) of a set of many shapes."""
-    images, labels = [None] * len(indices), np.empty(len(indices), np.int32)
-    for row, record in self._read(indices):
-      images[row], labels[row] = _parse_with_shape(record)
-    return images, labels
+    images = [None] * len(indices)
+    return images, self._read_into(images, indices)
 
-  def _read(self, indices):
-    """Yield (place in `indices`, record), shard by shard."""
+  def _read_into(self, images, indices):
+    """Fill in the images, shard by shard; return the labels [n] int32."""
     indices = np.asarray(indices)
+    labels = np.empty(len(indices), np.int32)
     shards = np.searchsorted(self._starts, indices, side="right") - 1
     for shard in np.unique(shards):
       rows = np.flatnonzero(shards == shard)
       places = indices[rows] - self._starts[shard]
       records = self._records(int(shard), places.tolist())
-      yield from zip(rows, records, strict=True)
+      for row, record in zip(rows, records, strict=True):
+        images[row], labels[row] = _parse(record, self._stored_shape)
+    return labels
 
   def _records(self, shard, places):
-    # Readers are safe to share between threads; of two opened at once, one
-    # stays.
     path = self._paths[shard]
     try:
       if shard not in self._readers:
+        # Threads share readers; if two open one at once, the first stays.
         self._readers.setdefault(shard, _reader(path))
       return self._readers[shard].read(places)
     except (RuntimeError, ValueError, IndexError, OSError) as error:
@@ -293,17 +277,14 @@ class Prepared:
 
 
 def read_metadata(path, *, command):
-  """Read and check the metadata of a prepared set.
+  """Return the metadata of a prepared set, None if there is no such set.
 
   Args:
     path: see `folder`.
-    command: that prepares it, for messages.
-
-  Returns:
-    The metadata, or None if there is no such set.
+    command: the command that prepares it, for messages.
 
   Raises:
-    errors.UserError: files of it are missing or cut short.
+    errors.UserError: files are missing or truncated.
   """
   if not path.exists():
     return None
@@ -313,11 +294,11 @@ def read_metadata(path, *, command):
     shards = metadata["shards"]
   except (OSError, ValueError, KeyError) as error:
     raise errors.UserError(
-      f"{path / _METADATA}: missing or not of cfgd ({error}); {again}"
+      f"{path / _METADATA}: missing or not written by cfgd ({error}); {again}"
     ) from error
   for part, sizes in shards.items():
     names = shard_paths(path, part, len(sizes))
     for shard, (_, size) in zip(names, sizes, strict=True):
       if not shard.exists() or shard.stat().length != size:
-        raise errors.UserError(f"{shard}: missing or cut short; {again}")
+        raise errors.UserError(f"{shard}: missing or truncated; {again}")
   return metadata

@@ -1,8 +1,8 @@
-"""Data sets by name, as random-access sources of small uint8 images.
+"""Data sets as random-access sources of small uint8 images.
 
 A source has `len`, `[i] -> {"image", "label"}`, `read(indices)` for a batch of
-the same, `image_shape`, `num_classes` and `preprocessing`. The embedded data is
-in memory, everything else is prepared once and read from disk.
+the same, `image_shape`, `num_classes` and `preprocessing`. The embedded digits
+are held in memory; every other set is prepared once and read from disk.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Source:
     images: [N, size, size, C] uint8.
     labels: [N] int32.
     num_classes: number of classes.
-    preprocessing: id of what was done to the images.
+    preprocessing: id of the preprocessing.
   """
 
   images: np.ndarray
@@ -50,89 +50,59 @@ class Source:
 
   @property
   def image_shape(self):
-    """Return (H, W, C)."""
+    """(H, W, C)."""
     return self.images.shape[1:]
 
   def __repr__(self):
     return f"Source({self.preprocessing}, {len(self)} images)"
 
 
-def _embedded(split, crop, size, whole):
+def _embedded(spec, split):
   images, labels = embedded.load(split)
+  size, crop = spec.image_size, spec.crop
   if max(crop, size) > images.shape[1]:
     raise errors.UserError(
       f"data.image_size={size}, data.crop={crop}: the embedded images are "
       f"{images.shape[1]} pixels wide; choose at most that"
     )
-  side = whole or size
+  if split != "train":
+    spec = dataclasses.replace(spec, random_crop=0.0)
+  side = spec.whole or size
   small = [image_ops.preprocess(k, crop=crop, size=side) for k in images]
   return Source(
     images=np.stack(small),
     labels=labels,
     num_classes=embedded.NUM_CLASSES,
-    preprocessing=image_ops.preprocessing_id(
-      "mnist5k", crop=crop, size=size, whole=whole
-    ),
+    preprocessing=spec.preprocessing("mnist5k"),
   )
 
 
-def load(
-  name,
-  split,
-  *,
-  crop,
-  image_size,
-  channels,
-  num_classes,
-  data_dir="",
-  background="white",
-  random_crop=0.0,
-):
+def load(spec, split):
   """Open a data set.
 
   Args:
-    name: "embedded", or one of a prepared set, see data.catalog.
-    split: "train" or "heldout".
-    crop: side of the central square that is kept; 0 is the shorter side.
-    image_size: side of the images after area downsampling.
-    channels: what the config says that the images have.
-    num_classes: what the config says that the labels have.
-    data_dir: folder of prepared sets; "" is TFDS's own.
-    background: colour behind what is transparent.
-    random_crop: not 0: the training images are random crops, held-out ones the
-      central squares; see `images.whole_side`.
+    spec: spec.Spec.
+    split: "train" or "heldout". Only training images are ever random crops.
 
   Returns:
     A source, or crops.RandomCrops.
 
   Raises:
-    errors.UserError: unknown name, a set that is not prepared, or images unlike
-      what the config says.
+    errors.UserError: the name is unknown, the set is not prepared, or its
+      channels or classes are not those of `spec`.
   """
-  if name == "embedded":
-    whole = image_ops.whole_side(image_size, random_crop)
-    whole = whole if split == "train" else 0
-    source = _embedded(split, crop, image_size, whole)
-  else:
-    source = catalog.open_part(
-      name,
-      split,
-      crop=crop,
-      image_size=image_size,
-      data_dir=data_dir,
-      background=background,
-      random_crop=random_crop,
-    )
-  if random_crop and split == "train":
-    source = crops.RandomCrops(source, image_size)
+  open_part = _embedded if spec.source == "embedded" else catalog.open_part
+  source = open_part(spec, split)
+  if spec.random_crop and split == "train":
+    source = crops.RandomCrops(source, spec.image_size)
   found = {
     "channels": source.image_shape[-1],
     "num_classes": source.num_classes,
   }
-  said = {"channels": channels, "num_classes": num_classes}
   for field, value in found.items():
-    if said[field] != value:
+    wanted = getattr(spec, field)
+    if wanted not in (0, value):
       raise errors.UserError(
-        f"data.{field}={said[field]}: data.source='{name}' has {value}"
+        f"data.{field}={wanted}: data.source='{spec.source}' has {value}"
       )
   return source

@@ -1,7 +1,6 @@
-"""Sets of TensorFlow Datasets as originals; downloaded if they are not there.
+"""Sets of TensorFlow Datasets as originals, downloaded if missing.
 
-TFDS and TensorFlow are imported where they are needed: nobody else waits for
-them.
+TFDS and TensorFlow are slow to import, so functions import them when needed.
 """
 
 import dataclasses
@@ -19,47 +18,35 @@ _HELD_OUT = ("test", "validation", "heldout")  # the first that a set has
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class _Part(originals.Span):
   """Examples of one split of a prepared TFDS set.
 
   Attributes:
     name: of the set with its version.
-    data_dir: where TFDS keeps it.
-    split: its name.
-    start: first example.
-    stop: after the last.
-    background: (R, G, B) behind what is transparent.
+    data_dir: folder that TFDS keeps it in.
+    split: name of the split.
+    background: (R, G, B) behind transparent pixels.
   """
 
   name: str
   data_dir: str
   split: str
-  start: int
-  stop: int
   background: tuple
-
-  def __len__(self):
-    return self.stop - self.start
-
-  def __getitem__(self, rows):
-    start, stop, _ = rows.indices(len(self))
-    return dataclasses.replace(
-      self, start=self.start + start, stop=self.start + stop
-    )
 
   def __iter__(self):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(self.name, data_dir=self.data_dir)
     encoded = isinstance(builder.info.features["image"], tfds.features.Image)
-    how = {
+    options = {
       "split": f"{self.split}[{self.start}:{self.stop}]",
       "decoders": {"image": tfds.decode.SkipDecoding()} if encoded else None,
     }
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-      examples = builder.as_data_source(**how)
+      examples = builder.as_data_source(**options)
     else:  # the older formats need TensorFlow
-      examples = tfds.as_numpy(builder.as_dataset(shuffle_files=False, **how))
+      examples = builder.as_dataset(shuffle_files=False, **options)
+      examples = tfds.as_numpy(examples)
     channels = builder.info.features["image"].shape[-1]
     for row, example in enumerate(examples):
       image = example["image"]
@@ -73,7 +60,7 @@ class Part:
     except ValueError as error:
       raise errors.UserError(
         f"tfds:{self.name}: image {self.start + row} of {self.split} is "
-        f"damaged or of a kind that is not read ({error}); remove it from "
+        f"damaged or of an unknown format ({error}); remove the set from "
         f"{self.data_dir} and prepare it again"
       ) from error
 
@@ -82,16 +69,16 @@ def find(name, *, data_dir, background, manual_dir):
   """Open a TFDS image classification set, downloading it if need be.
 
   Args:
-    name: as TFDS has it, "set/config:version".
+    name: TFDS's name, "set/config:version".
     data_dir: TFDS's folder.
-    background: (R, G, B) behind what is transparent.
-    manual_dir: where its manual downloads are, or "".
+    background: (R, G, B) behind transparent pixels.
+    manual_dir: folder of its manual downloads, or "".
 
   Returns:
     originals.Originals; the held-out part is "test", or else "validation".
 
   Raises:
-    errors.UserError: unknown, or has no images with labels.
+    errors.UserError: the set is unknown, or not images with labels.
     errors.RunError: it cannot be downloaded.
   """
   builder = _builder(name, data_dir)
@@ -110,8 +97,10 @@ def find(name, *, data_dir, background, manual_dir):
     class_names=tuple(label.names),
     channels=image.shape[-1],
     parts={
-      part: Part(
-        full_name, data_dir, split, 0, splits[split].num_examples, background
+      part: _Part(
+        *(full_name, data_dir, split, background),
+        start=0,
+        stop=splits[split].num_examples,
       )
       for part, split in chosen.items()
     },
@@ -122,11 +111,11 @@ def find(name, *, data_dir, background, manual_dir):
 def name_of(name, background):
   """Return the name that begins the id of the preprocessing.
 
-  It has the background where that is not white: whether an image of the set is
-  transparent is not known before all are decoded.
+  It contains the background unless that is white: only decoding all images
+  would tell whether any is transparent.
   """
-  behind = originals.on_background(background)
-  behind = "" if background == images.WHITE else behind
+  white = background == images.WHITE
+  behind = "" if white else originals.on_background(background)
   return f"tfds.{originals.word(name)}{behind}"
 
 
@@ -137,8 +126,8 @@ def _builder(name, data_dir):
     return tfds.builder(name, data_dir=data_dir)
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
     raise errors.UserError(
-      f"data.source='tfds:{name}': TFDS has no such set, and there is none in "
-      f"{data_dir} ({str(error).splitlines()[0]})"
+      f"data.source='tfds:{name}': no such set in TFDS or in {data_dir} "
+      f"({str(error).splitlines()[0]})"
     ) from error
 
 
@@ -173,13 +162,12 @@ def _download(name, builder, manual_dir):
     raise errors.RunError(
       f"data.source='tfds:{name}': TFDS cannot download and prepare it in "
       f"{builder.data_path} ({str(error).splitlines()[0][:200]}); prepare it "
-      "where there is a network and copy it there, or use folder:PATH or "
-      "idx:PATH"
+      "on a machine with a network and copy it, or use folder:PATH or idx:PATH"
     ) from error
 
 
 def _check_network(builder):
-  """Fail at once where TFDS would try for minutes."""
+  """Fail at once where TFDS would retry for minutes."""
   urls = list(builder.url_infos)
   if urls and not urllib.request.getproxies():
     socket.getaddrinfo(urllib.parse.urlsplit(urls[0]).hostname, None)

@@ -1,14 +1,12 @@
-"""What FID, sFID, IS and the rest need of a set of images, chunk by chunk.
+"""Collect what FID, sFID, IS and the rest need of a set of images.
 
-Moments of all images and the features of some of them are kept in a folder as
-the work goes on, so that the same call after a crash goes on there.
+Moments of all images and the features of some of them are saved to a folder
+chunk by chunk, so that the same call resumes after a crash.
 """
 
 import io
-import time
 from typing import NamedTuple
 
-from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -19,15 +17,16 @@ from cfgd.metrics import scores
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
+from cfgd.runtime import progress
 
 
 class Collected(NamedTuple):
-  """Hold the sums over a set of images, and some of its rows.
+  """Sums over a set of images, and some of its rows.
 
   Attributes:
     features: moments of the features.
     spatial: moments of the spatial features.
-    rows: [K, F] float32 features of the images that were to be kept.
+    rows: [K, F] float32 features of the kept images.
     probabilities: [K, C] float32 class probabilities of the same.
   """
 
@@ -42,12 +41,11 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
 
   Args:
     folder: for the parts, on a disk that all processes see. It belongs to these
-      images and this network; the caller deletes it when its result exists.
+      images and this network; the caller deletes it once its result exists.
     scorer: see `inception.scorer`.
     params: its parameters.
     images: see `image_sets`.
-    kept: [N] bool, whose features are kept. The others' memory is bounded by
-      the chunk.
+    kept: [N] bool, whose features to keep. The others use memory of one chunk.
     chunk_size: images per part.
     batch_size: images per device and call.
 
@@ -55,7 +53,7 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
     Collected, the same in every process.
 
   Raises:
-    errors.UserError: images that cannot be read.
+    errors.UserError: images cannot be read.
     errors.NonFiniteError: a feature is not finite.
   """
   folder = epath.Path(folder)
@@ -66,19 +64,21 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
   if done < len(mine):
     image_sets.check_pixels(images[:chunk_size], images.name)
     params = distributed.replicate_locally(params)
-  progress = _Progress(images, mine[done:], chunk_size)
-  for number, start in enumerate(mine[done:], start=done + 1):
-    span = _Span(images, start, min(start + chunk_size, len(images)))
+  spans = [_Span(images, start, chunk_size) for start in mine[done:]]
+  scoring = progress.Progress(
+    f"Features of {images.name}", sum(map(len, spans))
+  )
+  for number, span in enumerate(spans, start=done + 1):
     features, probabilities, spatial = _run(
-      scorer, params, span, batch_size, progress
+      scorer, params, span, batch_size, scoring
     )
-    chosen = kept[start : span.stop]
+    chosen = kept[span.start : span.stop]
     _save(
-      folder / _rows_name(start),
+      folder / _rows_name(span.start),
       rows=features[chosen],
       probabilities=probabilities[chosen],
     )
-    sums = _plus(sums, [_moments(features), _moments(spatial)])
+    sums = _plus(sums, [scores.moments(features), scores.moments(spatial)])
     _write_sums(folder / part, number, sums)
   distributed.barrier("features")
   collected = _assemble(folder, starts)
@@ -87,10 +87,11 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
 
 
 class _Span:
-  """A slice of a set of images, read when it is asked for."""
+  """A slice of a set of images, read on demand."""
 
-  def __init__(self, images, start, stop):
-    self._images, self.start, self.stop = images, start, stop
+  def __init__(self, images, start, size):
+    self._images, self.start = images, start
+    self.stop = min(start + size, len(images))
     self.name = images.name
 
   def __len__(self):
@@ -100,35 +101,11 @@ class _Span:
     return self._images[self.start + rows.start : self.start + rows.stop]
 
 
-class _Progress:
-  """Says how far it is, how fast, and how long it will take."""
-
-  def __init__(self, images, starts, chunk_size):
-    self._name = images.name
-    self._total = sum(min(chunk_size, len(images) - start) for start in starts)
-    self._done = 0
-    self._begin = time.monotonic()
-    logging.info("Features of %d images of %s.", self._total, self._name)
-
-  def add(self, count):
-    self._done += count
-    seconds = time.monotonic() - self._begin
-    logging.log_every_n_seconds(
-      logging.INFO,
-      "%d of %d images, %.1f images/s, ETA %.0f s.",
-      10,
-      self._done,
-      self._total,
-      self._done / seconds,
-      (self._total - self._done) * seconds / self._done,
-    )
-
-
-def _run(scorer, params, span, batch_size, progress):
+def _run(scorer, params, span, batch_size, scoring):
   parts = []
   for outputs in extract.batches(scorer, params, span, batch_size=batch_size):
     parts.append(outputs)
-    progress.add(len(outputs[0]))
+    scoring.add(len(outputs[0]))
   outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
   finite = np.all([np.isfinite(out).all(axis=1) for out in outputs], axis=0)
   if not finite.all():
@@ -140,17 +117,13 @@ def _run(scorer, params, span, batch_size, progress):
   return outputs
 
 
-def _moments(rows):
-  return scores.add(scores.empty_moments(rows.shape[1]), rows)
-
-
 def _plus(sums, more):
   if not sums:
     return more
   return [scores.merge(a, b) for a, b in zip(sums, more, strict=True)]
 
 
-# Files: sums of a process, rows of a chunk. The rows are written first.
+# Files: the sums of a process, and the rows of a chunk, written first.
 
 
 def _part(process):

@@ -1,8 +1,8 @@
-"""Distances with brightness and contrast taken out, as a control.
+"""Histogram matching, a control for brightness and contrast.
 
 Guidance saturates colours, and small models blur them. To see how much of a
-distance that is, the pixel values of the samples are mapped so that each class
-has the histogram of its real images, and the distance is measured again.
+distance is due to that, the pixel values of the samples are mapped so that each
+class has the histogram of its real images, and the distance is measured again.
 """
 
 from absl import logging
@@ -16,11 +16,9 @@ _BLOCK_ROWS = 10_000
 
 
 def sample_labels(path):
-  """Return the labels [N] of a set of samples, or None where it has none.
+  """Return the labels [N] of a set of samples, or None if it has none.
 
-  Args:
-    path: an .npz with the labels as `arr_1`, or a folder with the sampler's
-      chunks; see `image_sets.open_images` for what else it may be.
+  Labels are in the sampler's chunks, or `arr_1` of an .npz.
   """
   path = epath.Path(path)
   if path.is_dir():
@@ -31,14 +29,10 @@ def sample_labels(path):
 
 
 def histograms(source):
-  """Return the histograms of each class of a data set.
+  """Return [num_classes, C, 256] pixel counts by class and value.
 
   Args:
     source: see `data.sources`.
-
-  Returns:
-    [num_classes, C, 256] int64: how many pixels of a class's images have each
-    value.
   """
   channels = source.image_shape[-1]
   counts = np.zeros((source.num_classes, channels, _LEVELS), np.int64)
@@ -53,16 +47,15 @@ def histograms(source):
 def match(images, labels, target):
   """Map the pixel values of each class to a histogram.
 
-  Each value becomes the one at the same quantile of the target: the value at
-  which half of the pixels of the old one lie below. So images with the target's
-  histogram stay what they are, and a strictly increasing change of contrast is
-  undone.
+  Each value is mapped to the target's value at the same quantile, that of the
+  middle of its pixels. Images that have the target's histogram do not change,
+  and any strictly increasing change of contrast is undone.
 
   Args:
     images: [N, H, W, C] uint8.
     labels: [N] int, below the number of classes.
-    target: [num_classes, C, 256], see `histograms`. A class without images
-      leaves its samples as they are.
+    target: [num_classes, C, 256], see `histograms`. Samples of a class without
+      real images stay as they are.
 
   Returns:
     [N, H, W, C] uint8.
@@ -80,7 +73,7 @@ def match(images, labels, target):
 
 
 def fits(images, labels, num_classes):
-  """Say whether labels are those of images; a warning says why not."""
+  """Return whether labels fit the images; warn if they do not."""
   good = (
     np.shape(labels) == (len(images),)
     and np.issubdtype(labels.dtype, np.integer)
@@ -96,7 +89,7 @@ def fits(images, labels, num_classes):
 
 
 def _counts(images):
-  """Return how many pixels have each value, [C, 256], of [n, H, W, C]."""
+  """Return the pixel counts [C, 256] by value of images [n, H, W, C]."""
   return np.stack(
     [
       np.bincount(images[..., channel].ravel(), minlength=_LEVELS)
@@ -106,8 +99,8 @@ def _counts(images):
 
 
 def _table(counts, target):
-  """Return which value each value becomes, [256] uint8, of two histograms."""
+  """Return the [256] uint8 map from one histogram to the other."""
   total, below = counts.sum(), target.cumsum()
-  # Quantiles in whole numbers, so that equal histograms give equal values.
+  # Quantiles as integers, so that equal histograms map to equal values.
   middle = (2 * counts.cumsum() - counts) * below[-1]
   return np.searchsorted(2 * below * total, middle).astype(np.uint8)

@@ -1,34 +1,35 @@
-"""Score samples by the network that the config names."""
+"""Score samples with the feature network that the config names."""
 
+import dataclasses
 import json
 
 from absl import logging
 from etils import epath
 import jax
 
-from cfgd import config as config_lib
-from cfgd.data import sources
+from cfgd import build
+from cfgd import identity
 from cfgd.metrics import fid
 from cfgd.metrics import own
 from cfgd.runtime import errors
 
-# Fields of metrics that say where things are, not what.
-_PLACES = ("feature_dir", "cache_dir", "inception")
+# Fields that say where things are, not what they are.
+_PLACES = ("feature_dir", "cache_dir", "inception", "data_dir")
 
 
 def evaluate(config, workdir, samples):
-  """Compute and write the metrics of samples of a run.
+  """Compute and write the metrics of a run's samples.
 
   Args:
-    config: ConfigDict of configs/base.py's fields. metrics.feature_network
-      says by what: "inception", see `fid.evaluate`, or a small classifier
-      trained on the data itself, see `own.evaluate`.
+    config: ConfigDict. metrics.feature_network is "inception", see
+      `fid.evaluate`, or a small classifier trained on the data itself, see
+      `own.evaluate`.
     workdir: folder of the run.
     samples: path, see `image_sets.open_images`.
 
   Returns:
-    Dict with "metrics" (name -> float), "num_samples" and "provenance"; it is
-    also written as JSON beside the samples, and read back from there if these
+    Dict with "metrics" (name -> float), "num_samples" and "provenance". It is
+    written as JSON beside the samples, and read back from there if these
     samples have been scored in this way before.
 
   Raises:
@@ -40,18 +41,12 @@ def evaluate(config, workdir, samples):
 
 
 def prepare(config, workdir):
-  """Make what scoring needs and does not depend on samples, or say what lacks.
+  """Make everything that scoring needs besides the samples.
 
-  The scores of real held-out images are part of it, see `held_out`.
-
-  Args:
-    config: see `evaluate`.
-    workdir: see `evaluate`.
+  Includes the scores of real held-out images, see `held_out`.
   """
   if config.metrics.feature_network == "inception":
-    name, preprocessing = _inception_reference(config)
-    wanted = {"preprocessing": preprocessing} if preprocessing else {}
-    fid.prepare(config, name, wanted)
+    fid.prepare(config, *_inception_reference(config))
   else:
     own.reference(config, workdir)
   _score_held_out(config, workdir)
@@ -60,20 +55,19 @@ def prepare(config, workdir):
 def held_out(config, workdir):
   """Return the scores of real held-out images, to show beside those of samples.
 
-  They are as many as a run samples, or all where these are fewer. In several
-  processes `prepare` makes the scores, for which it needs all of them; this
-  function waits for none and may be called in one.
+  As many images as a run samples, or all if there are fewer. Among several
+  processes `prepare` makes the scores, which takes all of them; this function
+  waits for none and may be called in one.
 
   Args:
-    config: see `evaluate`.
-    workdir: see `evaluate`; the scores are kept there in held_out/.
+    config: ConfigDict.
+    workdir: folder of the run; the scores are kept in its held_out/.
 
   Returns:
-    Dict with "metrics", by the names that `evaluate` gives those of samples but
-    for what compares with the held-out images themselves; "num_samples"; and
-    "about" with what they depend on, for an own network also
-    "feature_network_accuracy", "dead_features" and "num_features". None where
-    there are none: no held-out images or too few.
+    Dict with "metrics", named as those of samples, without the comparisons with
+    held-out images; "num_samples"; and "about" with what they depend on, for a
+    data set's own network also "feature_network_accuracy", "dead_features" and
+    "num_features". None if there are no held-out images or too few.
   """
   path = _held_out_path(config, workdir)
   if path.exists():
@@ -82,18 +76,16 @@ def held_out(config, workdir):
 
 
 def _held_out_path(config, workdir):
-  """Name what the scores depend on that can be known without the data."""
-  metrics = config_lib.to_dict(config.metrics)
-  data = config_lib.source_arguments(config)
-  for places, fields in ((metrics, _PLACES), (data, ("data_dir",))):
-    for field in fields:
-      del places[field]
+  """Return a path named by what the scores depend on, without opening data."""
+  data = dataclasses.asdict(build.data_spec(config))
+  del data["random_crop"]  # which evaluation never has
+  parts = {"metrics": identity.to_dict(config.metrics), "data": data}
   what = {
-    "metrics": metrics,
-    "data": data | {"source": config.data.source},
-    "num_samples": config.sampling.num_samples,
+    part: {k: v for k, v in fields.items() if k not in _PLACES}
+    for part, fields in parts.items()
   }
-  name = f"{config_lib.digest(what)}.json"
+  what["num_samples"] = config.sampling.num_samples
+  name = f"{identity.digest(what)}.json"
   return epath.Path(workdir) / "held_out" / name
 
 
@@ -102,9 +94,7 @@ def _score_held_out(config, workdir):
   if config.metrics.feature_network != "inception":
     return own.held_out(config, workdir, path)
   try:
-    source = sources.load(
-      config.data.source, "heldout", **config_lib.source_arguments(config)
-    )
+    source = build.source(config, "heldout")
   except errors.UserError as error:
     logging.info("No held-out images are scored: %s", error)
     return None
@@ -115,11 +105,9 @@ def _inception_reference(config):
   """Return (reference, id of the preprocessing that it must have)."""
   name = config.metrics.reference or config.data.source
   try:
-    source = sources.load(
-      config.data.source, "train", **config_lib.source_arguments(config)
-    )
+    source = build.source(config, "train")
   except errors.UserError as error:
-    # Statistics do without the data set; without them, it will be missed.
-    logging.info("Preprocessing is not compared: %s", error)
+    # Statistics do not need the data set; without them `fid` will report it.
+    logging.info("The reference's preprocessing is not checked: %s", error)
     return name, ""
   return name, source.preprocessing

@@ -10,12 +10,8 @@ from cfgd.runtime import distributed
 
 
 @functools.cache
-def make_extractor(scorer):
-  """Compile (params, images [B, H, W, C] uint8) -> arrays [B, ...]; cached.
-
-  Returns:
-    The same on arrays with a leading axis of devices, pmapped.
-  """
+def _pmapped(scorer):
+  """Return a scorer pmapped over a leading axis of devices; cached."""
   return jax.pmap(scorer, in_axes=(None, 0), devices=jax.local_devices())
 
 
@@ -37,18 +33,19 @@ def classifier(network):
 
 
 def batches(scorer, params, images, *, batch_size):
-  """Run images through a scorer, reading ahead by one batch.
+  """Run images through a scorer, dispatching one batch ahead.
 
   Args:
-    scorer: see `make_extractor`; one object for one compilation.
+    scorer: (params, images [B, H, W, C] uint8) -> arrays [B, ...]; the same
+      object shares one compilation.
     params: its parameters, on the devices if there are many batches.
     images: [N, H, W, C] uint8, or anything with `len` and slices like it.
-    batch_size: images per device and call; the last call is filled up.
+    batch_size: images per device and call; the last call is padded.
 
   Yields:
     Tuples of arrays [n, ...], in the order of the images.
   """
-  run = make_extractor(scorer)
+  run = _pmapped(scorer)
   devices = jax.local_device_count()
   rows = batch_size * devices
   ahead = None
@@ -69,16 +66,13 @@ def _to_host(outputs, count):
 
 
 def extract(network, params, images, *, batch_size):
-  """Run all images through a classifier.
+  """Return (features [N, F], probabilities [N, K]) float32 of all images.
 
   Args:
     network: Flax module, see `classifier`.
     params: its parameters.
-    images: [N, H, W, C] uint8, or anything with `len` and slices like it.
-    batch_size: images per device and call; the last call is filled up.
-
-  Returns:
-    (features [N, F], probabilities [N, K]) float32.
+    images: see `batches`.
+    batch_size: see `batches`.
   """
   parts = batches(classifier(network), params, images, batch_size=batch_size)
   return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

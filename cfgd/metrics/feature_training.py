@@ -1,5 +1,6 @@
 """Train a data set's own feature network once, and keep it."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cfgd import config as config_lib
+from cfgd import identity
 from cfgd.data import pipeline
 from cfgd.data import pixels
 from cfgd.metrics import extract
@@ -25,13 +26,34 @@ from cfgd.runtime import files
 from cfgd.training import state as state_lib
 from cfgd.training import steps as steps_lib
 
-# A feature that varies less than this part of the one that varies most does not
-# count in any distance.
+# A feature counts as dead if its standard deviation is below this part of the
+# largest one: it contributes to no distance.
 _DEAD = 1e-3
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How the network is built and trained: `metrics.feature_net`.
+
+  Attributes:
+    seed: of parameters and data order.
+    width: see `feature_net.FeatureNet`.
+    num_features: see `feature_net.FeatureNet`.
+    learning_rate: of Adam, with a cosine decay to 0.
+    batch_size: over all devices.
+    steps: of training.
+  """
+
+  seed: int
+  width: int
+  num_features: int
+  learning_rate: float
+  batch_size: int
+  steps: int
+
+
 class Trained(NamedTuple):
-  """A feature network and what is known of it.
+  """A trained feature network.
 
   Attributes:
     network: Flax module, see `feature_net.FeatureNet`.
@@ -46,51 +68,32 @@ class Trained(NamedTuple):
   about: dict
 
 
-def ensure(
-  folder,
-  train,
-  held_out,
-  *,
-  seed,
-  width,
-  num_features,
-  learning_rate,
-  batch_size,
-  steps,
-):
+def ensure(folder, train, held_out, recipe):
   """Load the feature network from a folder, training it first if need be.
 
   Args:
-    folder: of networks: each has a folder in it, named by a hash of its
+    folder: folder of networks; each has a subfolder named by a hash of its
       settings, with feature_net.npz and feature_net.json.
     train: source of training images, see data.sources.
-    held_out: source for its accuracy and its dead features.
-    seed: of parameters and data order.
-    width: see `feature_net.FeatureNet`.
-    num_features: see `feature_net.FeatureNet`.
-    learning_rate: of Adam, with a cosine to 0.
-    batch_size: over all devices.
-    steps: of training.
+    held_out: source that measures its accuracy and its dead features.
+    recipe: Recipe.
 
   Returns:
     Trained.
   """
-  network = feature_net.FeatureNet(width, num_features, train.num_classes)
-  arguments = {
+  network = feature_net.FeatureNet(
+    recipe.width, recipe.num_features, train.num_classes
+  )
+  settings = {
     "architecture": feature_net.ARCHITECTURE,
     "preprocessing": train.preprocessing,
-    "seed": seed,
-    "width": width,
-    "num_features": num_features,
-    "learning_rate": learning_rate,
-    "batch_size": batch_size,
-    "steps": steps,
+    **dataclasses.asdict(recipe),
   }
-  path = epath.Path(folder) / config_lib.digest(arguments) / "feature_net.npz"
+  path = epath.Path(folder) / identity.digest(settings) / "feature_net.npz"
   if not distributed.agree(path.exists()):
-    params = _train(network, train, arguments)
+    params = _train(network, train, recipe)
     distributed.by_lead(
-      lambda: _save(path, network, params, held_out, arguments)
+      lambda: _save(path, network, params, held_out, settings)
     )
   data = path.read_bytes()
   with np.load(io.BytesIO(data)) as arrays:
@@ -103,18 +106,17 @@ def ensure(
   )
 
 
-def _train(network, source, arguments):
+def _train(network, source, recipe):
   """Return trained parameters (their moving average) as NumPy arrays."""
-  number = arguments["steps"]
-  logging.info("Training the feature network: %d steps.", number)
+  logging.info("Training the feature network: %d steps.", recipe.steps)
   optimizer = state_lib.make_optimizer(
-    learning_rate=arguments["learning_rate"],
+    learning_rate=recipe.learning_rate,
     b1=0.9,
     b2=0.99,
     eps=1e-8,
     weight_decay=0.0,
     warmup_steps=0,
-    decay_steps=number,
+    decay_steps=recipe.steps,
     decay="cosine",
   )
 
@@ -127,23 +129,22 @@ def _train(network, source, arguments):
     )
     return values, {}
 
-  seed = arguments["seed"]
   step = steps_lib.make_train_step(
-    loss, optimizer, seed=seed, ema_decay=0.99, ema_warmup=True
+    loss, optimizer, seed=recipe.seed, ema_decay=0.99, ema_warmup=True
   )
   example = jnp.zeros((1, *source.image_shape))
-  params = network.init(jax.random.key(seed), example)["params"]
+  params = network.init(jax.random.key(recipe.seed), example)["params"]
   state = distributed.replicate(state_lib.create(params, optimizer))
   batches = pipeline.batches(
     source,
-    seed=seed,
-    batch_size=arguments["batch_size"],
+    seed=recipe.seed,
+    batch_size=recipe.batch_size,
     flip=False,
     first_step=0,
     num_threads=2,
     prefetch=4,
   )
-  for _, batch in zip(range(number), batches, strict=False):
+  for _, batch in zip(range(recipe.steps), batches, strict=False):
     state, metrics = step(state, batch, {})
     jax.block_until_ready(metrics)
   if metrics["skipped"]:
@@ -153,21 +154,19 @@ def _train(network, source, arguments):
   return jax.device_get(state.ema_params)
 
 
-def _save(path, network, params, held_out, arguments):
-  """Write the weights (last) and what they are."""
+def _save(path, network, params, held_out, settings):
+  """Write feature_net.json and, last, the weights."""
   held_out = held_out.read(np.arange(len(held_out)))
   features, probabilities = extract.extract(
-    network, params, held_out["image"], batch_size=arguments["batch_size"]
+    network, params, held_out["image"], batch_size=settings["batch_size"]
   )
   accuracy = np.mean(probabilities.argmax(axis=-1) == held_out["label"])
   dead = count_dead(features)
   logging.info(
     "Feature network: held-out accuracy %.3f, %d of %d features dead.",
-    accuracy,
-    dead,
-    features.shape[1],
+    *(accuracy, dead, features.shape[1]),
   )
-  about = arguments | {
+  about = settings | {
     "heldout_accuracy": float(accuracy),
     "dead_features": dead,
   }
@@ -179,6 +178,6 @@ def _save(path, network, params, held_out, arguments):
 
 
 def count_dead(features):
-  """Return how many columns of features [N, F] are the same for all images."""
+  """Return how many columns of features [N, F] are (nearly) constant."""
   spread = features.std(axis=0)
   return int(np.sum(spread <= _DEAD * spread.max()))

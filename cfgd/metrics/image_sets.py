@@ -1,9 +1,9 @@
-"""Sets of uint8 images to score, from files, a batch at a time.
+"""Sets of uint8 images to score, read a batch at a time.
 
-Each set has a length, the `shape` (H, W, C) of its images, a `name` for
-messages, a `fingerprint` of what it holds, an id of its `preprocessing` (None:
-unknown), and gives [n, H, W, C] uint8 for a slice. What can be known to be
-wrong is refused when it is opened.
+A set has `len`, slices [n, H, W, C] uint8, the `shape` (H, W, C) of its images,
+a `name` for messages, a `fingerprint` of its contents and an id of its
+`preprocessing` (None if unknown). Bad files are refused when the set is opened,
+as far as that is possible without decoding all images.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from cfgd.runtime import errors
 from cfgd.sampling import store
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-# Of images that are RGB or shown as such, with or without an alpha channel.
+# Images that are RGB or displayed as such, with or without an alpha channel.
 _MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")
 _THREADS = 8
 _BLOCK_BYTES = 2**24
@@ -33,13 +33,10 @@ def open_images(path):
 
   Args:
     path: an .npz with `arr_0`, a folder with the sampler's chunks, or a folder
-      of PNG and JPEG files (subfolders too), in the order of their names.
-
-  Returns:
-    A set of images, see above.
+      of PNG and JPEG files (and subfolders), in the order of their names.
 
   Raises:
-    errors.UserError: no images there, or not uint8 images of one size.
+    errors.UserError: there are no images, or not uint8 images of one size.
   """
   path = epath.Path(path)
   if not path.exists():
@@ -52,16 +49,21 @@ def open_images(path):
   return FileImages(path)
 
 
+def check_count(images, metrics):
+  """Refuse fewer images than metrics.num_splits and metrics.neighbours need."""
+  for field, least in (
+    ("num_splits", metrics.num_splits),
+    ("neighbours", metrics.neighbours + 1),
+  ):
+    if len(images) < least:
+      raise errors.UserError(
+        f"metrics.{field}={metrics[field]}: {images.name} has only "
+        f"{len(images)} images; lower it or sample more"
+      )
+
+
 def check_pixels(images, name):
-  """Refuse images that were cast from [0, 1] to uint8.
-
-  Args:
-    images: [n, H, W, C] uint8.
-    name: of the set, for the message.
-
-  Raises:
-    errors.UserError: no pixel is above 1.
-  """
+  """Refuse images [n, H, W, C] uint8 that were cast from [0, 1]."""
   if images.max() <= 1:
     raise errors.UserError(
       f"{name}: the first {len(images)} images have no pixel above 1; needed "
@@ -69,13 +71,12 @@ def check_pixels(images, name):
     )
 
 
-def unreadable(path, error):
-  """Return the error of a file that is no .npz with images."""
+def _unreadable(path, error):
   return errors.UserError(f"{path}: not an .npz with images as arr_0 ({error})")
 
 
 class NpzImages:
-  """Images as `arr_0` of an .npz, read from the disk as needed."""
+  """Images in `arr_0` of an .npz, read from disk as needed."""
 
   preprocessing = None
 
@@ -86,7 +87,7 @@ class NpzImages:
     try:
       self._open()
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      raise unreadable(path, error) from error
+      raise _unreadable(path, error) from error
     if self._dtype != np.uint8 or len(self._whole) != 4 or self._fortran:
       raise errors.UserError(
         f"{path}: arr_0 is {self._dtype} {list(self._whole)}"
@@ -98,16 +99,16 @@ class NpzImages:
     self._check_sum()
 
   def _check_sum(self):
-    """Read all of it, since a damaged part is else found after hours."""
+    """Read everything once, to find damage now and not after hours."""
     try:
       while self._file.read(_BLOCK_BYTES):
         pass
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-      raise unreadable(self._path, error) from error
+      raise _unreadable(self._path, error) from error
     self._position = None
 
   def _open(self):
-    """Go to the first image."""
+    """Open the archive at the first image."""
     archive = zipfile.ZipFile(self._path.open("rb"))
     self._file = archive.open("arr_0.npy")
     version = np.lib.format.read_magic(self._file)
@@ -119,7 +120,7 @@ class NpzImages:
     self._position = 0
 
   def _values(self):
-    """Say what range arrays of another type have, for the message."""
+    """Return the range of an array of another type, for the message."""
     if self._dtype.hasobject or 0 in self._whole:
       return ""
     count = min(_BLOCK_BYTES // self._dtype.itemsize, np.prod(self._whole))
@@ -144,7 +145,7 @@ class NpzImages:
         self._position += step
       data = self._read((stop - start) * image_bytes)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-      raise unreadable(self._path, error) from error
+      raise _unreadable(self._path, error) from error
     self._position = stop
     return np.frombuffer(data, np.uint8).reshape(-1, *self.shape)
 
@@ -209,10 +210,10 @@ class ChunkImages:
 
 
 class FileImages:
-  """Images as PNG and JPEG files of one size; grey ones become RGB.
+  """Images in PNG and JPEG files of one size; grey ones become RGB.
 
-  An alpha channel that is opaque everywhere is dropped; transparent pixels are
-  refused, as a score would depend on what is put behind them.
+  An opaque alpha channel is dropped. Transparent pixels are refused, since the
+  score would depend on the background.
   """
 
   preprocessing = None
@@ -294,7 +295,7 @@ def _decode(path):
   data = path.read_bytes()
   image = _opened(path, io.BytesIO(data))
   try:
-    if image.has_transparency_data:  # but opaque, see _size_of
+    if image.has_transparency_data:  # opaque, see _size_of
       return image_ops.decode(data)
     return np.asarray(image.convert("RGB"))
   except (OSError, ValueError, SyntaxError) as error:
@@ -302,15 +303,9 @@ def _decode(path):
 
 
 class SourceImages:
-  """Images of a data set, see `data.sources`, or some of them."""
+  """Images of a data source, or those at the indices `chosen`."""
 
   def __init__(self, source, chosen=None):
-    """Read nothing yet.
-
-    Args:
-      source: see `data.sources`.
-      chosen: [n] indices of the images; None: all.
-    """
     self._source = source
     self._chosen = np.arange(len(source)) if chosen is None else chosen
     self.name = self.fingerprint = self.preprocessing = source.preprocessing
@@ -324,11 +319,6 @@ class SourceImages:
 
 
 def draw(count, number):
-  """Return `number` of `count` indices, always the same ones, in order.
-
-  Args:
-    count: of what there is.
-    number: all are returned where it is not below count.
-  """
+  """Return min(number, count) of `count` indices, sorted, always the same."""
   order = np.random.default_rng(0).permutation(count)
   return np.sort(order[:number])

@@ -1,20 +1,20 @@
-"""Nearest real images of samples: would memorised images be seen?"""
+"""Nearest real images of samples, to detect memorised training images."""
 
 import numpy as np
 
 
 def nearest(images, others, block_rows=10_000):
-  """Find the nearest of other images, by the sum of squared pixel differences.
+  """Find the nearest other image by the sum of squared pixel differences.
 
   Args:
     images: [N, H, W, C] uint8.
     others: [M, H, W, C] uint8, or anything with `len` and slices like it.
-    block_rows: of the others at a time; memory grows with N * block_rows.
+    block_rows: others at a time; memory grows with N * block_rows.
 
   Returns:
     (index [N] of the nearest, the first of equals; squared distance [N] float).
   """
-  # Sums of integers above 2^24 are not exact in float32.
+  # float32 sums of integers are not exact above 2^24.
   rows = images.reshape(len(images), -1).astype(np.float64)
   norms = np.square(rows).sum(axis=1)
   index = np.zeros(len(rows), np.int64)
@@ -34,21 +34,21 @@ def nearest(images, others, block_rows=10_000):
 def copied_share(to_train, to_held_out, num_train, num_held_out):
   """Estimate the share of samples that are copies of training images.
 
-  If none is, and training and held-out images come from one source, each real
-  image is as likely as any other to be the nearest: a share N / (N + M) of the
+  If none is, and training and held-out images come from one source, every real
+  image is equally likely to be the nearest, so a share N / (N + M) of the
   samples is nearest to one of the N training images. Copies always are.
 
   Args:
-    to_train: [K] distance of samples to the nearest training image.
-    to_held_out: [K] the same to the nearest held-out image.
+    to_train: [K] distances of samples to the nearest training image.
+    to_held_out: [K] distances to the nearest held-out image.
     num_train: N.
     num_held_out: M.
 
   Returns:
-    By how much the share is above chance, as a part of what it can be above it:
-    about 0 where nothing is copied, 1 where all is. It may be below 0.
+    The share's excess over chance, relative to the largest possible: about 0 if
+    nothing is copied, 1 if everything is. It may be below 0.
   """
-  # Of equal distances, N / (N + M) are counted, as chance would.
+  # A share N / (N + M) of equal distances counts, as by chance.
   chance = num_train / (num_train + num_held_out)
   share = np.mean(to_train < to_held_out)
   share += chance * np.mean(to_train == to_held_out)

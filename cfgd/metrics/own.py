@@ -1,17 +1,18 @@
 """Scores by a small classifier that is trained on the data itself.
 
-Distances in its features compare samples of one data set. They are called after
-it, fd_NAME, and never FID.
+Distances between its features compare samples of one data set. They are named
+after it, fd_NAME, and are never FID.
 """
 
+import dataclasses
 import functools
-import json
+from typing import Any
 
 from absl import logging
 from etils import epath
 import numpy as np
 
-from cfgd import config as config_lib
+from cfgd import build
 from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.data import prepare as data_prepare
@@ -22,6 +23,7 @@ from cfgd.metrics import feature_training
 from cfgd.metrics import image_sets
 from cfgd.metrics import manifold
 from cfgd.metrics import neighbours
+from cfgd.metrics import reports
 from cfgd.metrics import scores
 from cfgd.metrics import splits
 from cfgd.runtime import distributed
@@ -34,53 +36,57 @@ _SHOWN = 10
 def evaluate(config, workdir, samples):
   """Score a set of samples and write the result beside it.
 
-  A picture of some samples over their nearest training and held-out images is
-  written beside it, too.
+  A picture of some samples above their nearest training and held-out images is
+  written, too.
 
   Args:
-    config: ConfigDict of configs/base.py's fields.
+    config: ConfigDict.
     workdir: see `reference`.
     samples: see `image_sets.open_images`.
 
   Returns:
-    Dict with "metrics" (name -> float), "num_samples" and "provenance"; read
-    from where it was written if it was computed before.
+    Dict with "metrics" (name -> float), "num_samples" and "provenance"; an
+    existing result is read.
 
   Raises:
     errors.UserError: the samples are missing or not images of the data's shape.
   """
   validation.validate_sampling(config)
   samples = epath.Path(samples)
-  images = _open(config, samples)
+  images = image_sets.open_images(samples)
+  shape = build.image_shape(config)
+  if images.shape != shape:
+    raise errors.UserError(
+      f"{samples}: images of {[len(images), *images.shape]}; needed: uint8 "
+      f"[N, {', '.join(map(str, shape))}]"
+    )
+  image_sets.check_count(images, config.metrics)
   real = reference(config, workdir)
-  return distributed.by_lead(lambda: _evaluate(config, samples, images, real))
+  return distributed.by_lead(
+    lambda: _evaluate(config.metrics, samples, images, real)
+  )
 
 
-def _evaluate(config, samples, images, real):
-  provenance = {
-    "samples_sha256": images.fingerprint,
-    **_how(config, real, len(images)),
+def _evaluate(metrics, samples, images, real):
+  about = {
+    "provenance": {
+      "samples_sha256": images.fingerprint,
+      **_settings(metrics, real, len(images)),
+    }
   }
   stem = samples.name.removesuffix(".npz")
   result = samples.with_name(f"{stem}.metrics.json")
-  if result.exists():
-    recorded = json.loads(result.read_text())
-    if recorded["provenance"] == provenance:
-      logging.info("Metrics are there: %s", result)
-      return recorded
+  recorded = reports.read(result, about)
+  if recorded:
+    return recorded
   found = [
     neighbours.nearest(images[:], part) for part in (real.train, real.held_out)
   ]
-  metrics = _score(config.metrics, real, images[:])
-  metrics |= _matched(real, images[:], contrast.sample_labels(samples))
-  metrics["copied"] = neighbours.copied_share(
+  values = _score(metrics, real, images[:])
+  values |= _matched(real, images[:], contrast.sample_labels(samples))
+  values["copied"] = neighbours.copied_share(
     *(distance for _, distance in found), len(real.train), len(real.held_out)
   )
-  report = {
-    "metrics": metrics,
-    "num_samples": len(images),
-    "provenance": provenance,
-  }
   rows = [images[:_SHOWN]]
   for part, (index, _) in zip((real.train, real.held_out), found, strict=True):
     rows += [part[i : i + 1] for i in index[:_SHOWN]]
@@ -88,23 +94,20 @@ def _evaluate(config, samples, images, real):
   files.write_atomic(
     samples.with_name(f"{stem}.neighbours.png"), image_ops.png(picture)
   )
-  files.write_atomic(result, json.dumps(report, indent=2) + "\n")
-  logging.info(
-    "%s (IS splits: %d)",
-    ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
-    provenance["num_splits"],
-  )
+  numbers = {"metrics": values, "num_samples": len(images)}
+  report = reports.write(result, numbers | about)
+  logging.info("%s", reports.line(report))
   return report
 
 
-def _how(config, real, count):
-  """Return what the scores of `count` images depend on besides them."""
+def _settings(metrics, real, count):
+  """Return what the scores of `count` images depend on besides the images."""
   return {
     "feature_network": real.name,
     "reference": real.train.preprocessing,
-    **splits.about(_edges(config.metrics, count)),
-    "neighbours": config.metrics.neighbours,
-    "reference_features": real.kept,
+    **splits.about(splits.edges(count, metrics.num_splits)),
+    "neighbours": metrics.neighbours,
+    "reference_features": min(real.keep, len(real.train)),
   }
 
 
@@ -112,71 +115,43 @@ def held_out(config, workdir, path):
   """Score real images that no network has seen, as if they were samples.
 
   Args:
-    config: ConfigDict of configs/base.py's fields.
+    config: ConfigDict.
     workdir: see `reference`.
-    path: of the result; one that is there is kept if it is of the same network.
+    path: of the result; an existing one of the same network is kept.
 
   Returns:
-    Dict with "metrics", "num_samples" and "about"; None where there are too few
-    such images. See `evaluate.held_out`.
+    Dict with "metrics", "num_samples" and "about", see `evaluate.held_out`;
+    None if there are too few such images.
   """
-  real = reference(config, workdir)
+  metrics, real = config.metrics, reference(config, workdir)
   count = min(config.sampling.num_samples, len(real.held_out))
-  if count < max(config.metrics.num_splits, config.metrics.neighbours + 1):
+  if count < max(metrics.num_splits, metrics.neighbours + 1):
     return None
-  about = _how(config, real, count) | real.about
-  return distributed.by_lead(
-    lambda: _held_out(config.metrics, real, count, about, path)
-  )
+  about = {"about": _settings(metrics, real, count) | real.about}
 
-
-def _held_out(metrics, real, count, about, path):
-  if path.exists():
-    recorded = json.loads(path.read_text())
-    if recorded["about"] == about:
+  def score():
+    recorded = reports.read(path, about)
+    if recorded:
       return recorded
-  images = real.held_out[:][image_sets.draw(len(real.held_out), count)]
-  scored = _score(metrics, real, images)
-  del scored[f"fd_{real.label}_heldout"]  # of images against themselves
-  report = {"metrics": scored, "num_samples": count, "about": about}
-  files.write_atomic(path, json.dumps(report, indent=2) + "\n")
-  return report
+    images = real.held_out[:][image_sets.draw(len(real.held_out), count)]
+    values = _score(metrics, real, images)
+    del values[f"fd_{real.label}_heldout"]  # of images against themselves
+    numbers = {"metrics": values, "num_samples": count}
+    return reports.write(path, numbers | about)
 
-
-def _open(config, path):
-  images = image_sets.open_images(path)
-  shape = config_lib.image_shape(config)
-  if images.shape != shape:
-    raise errors.UserError(
-      f"{path}: images of {[len(images), *images.shape]}; needed: uint8 "
-      f"[N, {', '.join(map(str, shape))}]"
-    )
-  for field, needed in (
-    ("num_splits", config.metrics.num_splits),
-    ("neighbours", config.metrics.neighbours + 1),
-  ):
-    if len(images) < needed:
-      raise errors.UserError(
-        f"metrics.{field}={config.metrics[field]}: {path} has only "
-        f"{len(images)} images; lower it or sample more"
-      )
-  return images
+  return distributed.by_lead(score)
 
 
 def reference(config, workdir):
-  """Return what samples of a data set are compared with.
+  """Return the Reference that samples of a data set are compared with.
 
-  Trains the classifier where it is missing; what was computed of the real
-  images is kept for the next call.
+  Trains the classifier if it is missing. What was computed of the real images
+  is kept in memory for the next call.
 
   Args:
-    config: ConfigDict of configs/base.py's fields.
-    workdir: the classifier is kept in its feature_net/ unless
-      metrics.feature_dir names another place, there in a folder that is named
-      by a hash of how it is trained.
-
-  Returns:
-    Reference.
+    config: ConfigDict.
+    workdir: the classifier is kept in its feature_net/, or in
+      metrics.feature_dir, in a folder named by a hash of how it is trained.
 
   Raises:
     errors.UserError: the data is missing.
@@ -184,34 +159,29 @@ def reference(config, workdir):
   metrics = config.metrics
   return _reference(
     str(metrics.feature_dir or epath.Path(workdir) / "feature_net"),
-    config.data.source,
-    tuple(config_lib.source_arguments(config).items()),
-    tuple(sorted(metrics.feature_net.to_dict().items())),
-    validation.own_network(config),
-    metrics.reference_features,
-    metrics.neighbours,
-    metrics.batch_size,
+    build.data_spec(config),
+    feature_training.Recipe(**metrics.feature_net.to_dict()),
+    label=validation.own_network(config),
+    keep=metrics.reference_features,
+    neighbour=metrics.neighbours,
+    batch_size=metrics.batch_size,
   )
 
 
 @functools.lru_cache(maxsize=1)
-def _reference(
-  folder, source, data, training, label, keep, neighbour, batch_size
-):
-  data = dict(data)
-  where = ("image_size", "crop", "data_dir", "background")
-  data_prepare.ensure(source, **{name: data[name] for name in where})
+def _reference(folder, spec, recipe, *, label, keep, neighbour, batch_size):
+  data_prepare.ensure(spec)
   train, held_out = (
-    sources.load(source, split, **data) for split in ("train", "heldout")
+    sources.load(spec, split) for split in ("train", "heldout")
   )
-  trained = feature_training.ensure(folder, train, held_out, **dict(training))
+  trained = feature_training.ensure(folder, train, held_out, recipe)
   return Reference(
-    functools.partial(
+    extract=functools.partial(
       extract.extract, trained.network, trained.params, batch_size=batch_size
     ),
-    image_sets.SourceImages(train),
-    image_sets.SourceImages(held_out),
     source=train,
+    train=image_sets.SourceImages(train),
+    held_out=image_sets.SourceImages(held_out),
     label=label,
     about={
       "feature_network": f"{label}-{trained.digest}",
@@ -224,38 +194,39 @@ def _reference(
   )
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class Reference:
   """A data set and the classifier that was trained on it.
 
   Attributes:
     extract: [N, H, W, C] uint8 -> (features [N, F], probabilities [N, K]).
-    train: SourceImages.
+    source: the training images, see data.sources.
+    train: the same as SourceImages.
     held_out: SourceImages.
-    label: what its metrics are called after.
-    about: dict of what is known of the classifier: "feature_network_accuracy"
-      (on held-out images), "dead_features" of "num_features", and
-      "feature_network", see `name`.
+    label: suffix of the metrics' names.
+    about: facts about the classifier: "feature_network", see `name`,
+      "feature_network_accuracy" (on held-out images), "dead_features" of
+      "num_features".
+    keep: most training images that precision and recall compare with.
+    neighbour: whose distance is the radius of precision and recall.
   """
 
-  def __init__(
-    self, extract, train, held_out, *, source, label, about, keep, neighbour
-  ):
-    self.extract, self.label, self.about = extract, label, about
-    self.train, self.held_out, self._source = train, held_out, source
-    self._keep, self._neighbour = keep, neighbour
+  extract: Any
+  source: Any
+  train: image_sets.SourceImages
+  held_out: image_sets.SourceImages
+  label: str
+  about: dict
+  keep: int
+  neighbour: int
 
   @property
   def name(self):
-    """The classifier's, with the hash of its weights.
+    """The classifier's name, with the hash of its weights.
 
     Numbers from different ones are not comparable.
     """
     return self.about["feature_network"]
-
-  @property
-  def kept(self):
-    """Number of the training images that precision and recall are against."""
-    return min(self._keep, len(self.train))
 
   @functools.cached_property
   def _features(self):
@@ -263,18 +234,18 @@ class Reference:
 
   @functools.cached_property
   def rows(self):
-    """Features of a part of the training images, [K, F]."""
-    return self._features[image_sets.draw(len(self.train), self._keep)]
+    """Features [K, F] of the training images of precision and recall."""
+    return self._features[image_sets.draw(len(self.train), self.keep)]
 
   @functools.cached_property
   def histograms(self):
     """Histograms of the training images by class, see `contrast`."""
-    return contrast.histograms(self._source)
+    return contrast.histograms(self.source)
 
   @functools.cached_property
   def radii(self):
-    """Squared distance of each row to its neighbour, for precision, [K]."""
-    return manifold.neighbour_radii(self.rows, self._neighbour)
+    """Squared distance [K] of each row to its neighbour."""
+    return manifold.neighbour_radii(self.rows, self.neighbour)
 
   @functools.cached_property
   def statistics(self):
@@ -288,27 +259,20 @@ class Reference:
 
 
 def _statistics(features):
-  moments = scores.add(scores.empty_moments(features.shape[1]), features)
-  return scores.mean_and_covariance(moments)
-
-
-def _edges(metrics, count):
-  return splits.edges(count, metrics.num_splits)
+  return scores.mean_and_covariance(scores.moments(features))
 
 
 def _score(metrics, real, images):
   features, probabilities = real.extract(images)
-  statistics = _statistics(features)
   precision, recall = manifold.precision_recall(
     real.rows, features, metrics.neighbours, real_radii=real.radii
   )
-  distance = functools.partial(scores.frechet_distance, *statistics)
+  distance = functools.partial(scores.frechet_distance, *_statistics(features))
+  edges = splits.edges(len(images), metrics.num_splits)
   values = {
     f"fd_{real.label}": distance(*real.statistics),
     f"fd_{real.label}_heldout": distance(*real.held_out_statistics),
-    **splits.inception_score(
-      f"is_{real.label}", probabilities, _edges(metrics, len(images))
-    ),
+    **splits.inception_score(f"is_{real.label}", probabilities, edges),
     "precision": precision,
     "recall": recall,
   }
@@ -316,10 +280,8 @@ def _score(metrics, real, images):
 
 
 def _matched(real, images, labels):
-  """Return the distance of samples with the real images' histograms, if any."""
-  if labels is None:
-    return {}
-  if not contrast.fits(images, labels, len(real.histograms)):
+  """Return {} or the distance after matching histograms, if labels fit."""
+  if labels is None or not contrast.fits(images, labels, len(real.histograms)):
     return {}
   features, _ = real.extract(contrast.match(images, labels, real.histograms))
   distance = scores.frechet_distance(*_statistics(features), *real.statistics)

@@ -1,11 +1,11 @@
-"""Reference statistics: made once, or published by others.
+"""Reference statistics, our own or published by others.
 
 Ours are an .npz with mu, sigma, mu_s, sigma_s (of the spatial features), the
-features of a part of the images, and `about`: JSON that says of what images, by
-which protocol and network. guided-diffusion's have the first four, and images
-as arr_0; pytorch-fid's have mu and sigma alone. Features of one Inception by
-different protocols differ by more than good models do, so a file without
-`about` is taken for its form's protocol.
+features of some of the images, and `about`: JSON that names the images, the
+protocol and the network. guided-diffusion's have the first four, and images as
+arr_0; pytorch-fid's have mu and sigma alone. The protocol changes features by
+more than good models differ, so a file without `about` is assumed to follow the
+protocol of its form.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from cfgd.models import inception
 from cfgd.runtime import errors
 from cfgd.runtime import files
 
-# Protocol of the features in others' files: what they are called, by what.
+# Forms of others' files, by the protocol of their features.
 _FORMS = {
   "adm": "guided-diffusion's form (mu_s or arr_0 beside mu)",
   "pytorch_fid": "pytorch-fid's form (mu and sigma alone)",
@@ -39,10 +39,10 @@ class Reference:
     statistics: (mean, covariance) of the features.
     spatial: the same of the spatial features, or None.
     rows: [K, 2048] features for precision, recall and KID, or None.
-    about: dict of what this is; "foreign" where others made it.
-    has_images: whether arr_0 beside it has images to take rows from.
-    form: protocol that the form of others' statistics stands for; "" of ours,
-      whose `about` has it.
+    about: description; "foreign" if others made it.
+    has_images: whether the file has images, arr_0, to compute rows from.
+    form: protocol implied by the form of others' files; "" for ours, whose
+      `about` has it.
   """
 
   statistics: tuple[np.ndarray, np.ndarray]
@@ -54,17 +54,17 @@ class Reference:
 
   @functools.cached_property
   def root(self):
-    """Factor of the covariance, computed once for many sets of samples."""
+    """Factor of the covariance, shared among sets of samples."""
     return scores.factor(self.statistics[1])
 
   @functools.cached_property
   def spatial_root(self):
-    """The same of the spatial features."""
+    """Factor of the spatial features' covariance."""
     return scores.factor(self.spatial[1])
 
 
 def from_collected(collected, about):
-  """Return the Reference of a `collect.Collected`."""
+  """Return the Reference that a `collect.Collected` makes."""
   return Reference(
     scores.mean_and_covariance(collected.features),
     scores.mean_and_covariance(collected.spatial),
@@ -74,7 +74,7 @@ def from_collected(collected, about):
 
 
 def write(path, reference):
-  """Write statistics that `read` reads, and guided-diffusion and pytorch-fid.
+  """Write an .npz that `read`, guided-diffusion and pytorch-fid can read.
 
   Args:
     path: of the .npz.
@@ -93,7 +93,7 @@ def write(path, reference):
 
 
 def has_statistics(path):
-  """Say whether a file is an .npz with statistics rather than only images."""
+  """Return whether a file is an .npz with statistics."""
   path = epath.Path(path)
   if not path.is_file():
     return False
@@ -105,13 +105,9 @@ def has_statistics(path):
 
 
 def read(path):
-  """Read statistics, ours or others'; the last ones are kept in memory.
+  """Read statistics, ours or others', as a Reference.
 
-  Args:
-    path: of the .npz.
-
-  Returns:
-    Reference.
+  The last ones are kept in memory.
 
   Raises:
     errors.UserError: damaged, or not of Inception's 2048 features.
@@ -124,7 +120,7 @@ def read(path):
 
 @functools.lru_cache(maxsize=2)
 def _read(path, mtime):
-  del mtime  # another file under this name is read anew
+  del mtime  # part of the key: a replaced file is read again
   try:
     with path.open("rb") as file, np.load(file) as arrays:
       pairs = [_pair(arrays, suffix) for suffix in ("", "_s")]
@@ -149,7 +145,7 @@ def _read(path, mtime):
 
 
 def _foreign(path, has_images):
-  """Return what can be said of a file that does not say what it is."""
+  """Return the description of a file without one."""
   with path.open("rb") as file:
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
   about = {"foreign": f"{path.name}, sha256 {sha256[:16]}"}
@@ -159,7 +155,7 @@ def _foreign(path, has_images):
 
 
 def _pair(arrays, suffix):
-  """Return (mean, covariance), or None where the file has none."""
+  """Return (mean, covariance), or None if the file has none."""
   if f"mu{suffix}" not in arrays:
     return None
   return tuple(
@@ -190,12 +186,12 @@ def check(about, wanted, name):
   """Refuse statistics of other images, another network or protocol.
 
   Args:
-    about: of the reference; what nobody has written down is not checked.
-    wanted: the entries that must be the same.
+    about: description of the reference; missing entries are not checked.
+    wanted: entries that must be the same.
     name: of the reference, for the message.
 
   Raises:
-    errors.UserError: naming the first that differs.
+    errors.UserError: an entry differs.
   """
   for field, value in wanted.items():
     found = about.get(field)
@@ -207,15 +203,12 @@ def check(about, wanted, name):
 
 
 def check_form(reference, protocol, name):
-  """Refuse others' statistics whose form is that of another protocol.
+  """Refuse others' statistics whose form implies another protocol.
 
   Args:
     reference: Reference.
     protocol: metrics.protocol.
     name: of the reference, for the message.
-
-  Raises:
-    errors.UserError: naming both protocols and what to do.
   """
   if reference.form not in ("", protocol):
     raise errors.UserError(

@@ -1,20 +1,21 @@
 """Scores of generated images, from their features or class probabilities.
 
 Everything here is NumPy in float64: a float32 eigendecomposition moves the
-Frechet distance of 2048 features by tenths. Arrays of any float type are taken.
-`manifold` has precision and recall on the device, with the same results.
+Frechet distance of 2048 features by tenths. Inputs may be of any float type.
+Precision and recall are in `manifold`.
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 
+_BLOCK_ROWS = 1000  # of a kernel matrix that are in memory at once
+
 
 class Moments(NamedTuple):
-  """Hold what a stream of feature rows needs for its mean and covariance.
+  """What a set of feature rows needs for its mean and covariance.
 
   Attributes:
     count: number of rows.
@@ -30,30 +31,26 @@ class Moments(NamedTuple):
   scatter: np.ndarray
 
 
-def empty_moments(dim: int) -> Moments:
-  """Return the moments of no rows, the start of a stream.
+def moments(features: np.ndarray) -> Moments:
+  """Return the moments of feature rows [N, D]; N may be 0.
 
-  Args:
-    dim: number of features D.
-
-  Returns:
-    Moments with count 0, mean [D] and scatter [D, D].
+  Raises:
+    ValueError: if a feature is not finite.
   """
-  return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
+  features = feature_rows("features", features)
+  count, dim = features.shape
+  if not count:
+    return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
+  mean = features.mean(axis=0)
+  centred = features - mean
+  return Moments(count, mean, centred.T @ centred)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-  """Return the moments of the rows of both, as if they were one stream.
+  """Return the moments of the rows of both.
 
   The pairwise update of Chan, Golub & LeVeque, "Updating Formulae and a
   Pairwise Algorithm for Computing Sample Variances" (Stanford STAN-CS-79-773).
-
-  Args:
-    a: moments over D features.
-    b: moments over D features, of other rows.
-
-  Returns:
-    Moments of count a.count + b.count.
 
   Raises:
     ValueError: if the numbers of features differ.
@@ -72,35 +69,8 @@ def merge(a: Moments, b: Moments) -> Moments:
   return Moments(count, mean, a.scatter + b.scatter + between)
 
 
-def add(moments: Moments, features: np.ndarray) -> Moments:
-  """Return the moments after one more batch of rows.
-
-  Args:
-    moments: moments over D features.
-    features: [N, D] rows; N may be 0 (a process may have no image left).
-
-  Returns:
-    Moments of count moments.count + N.
-
-  Raises:
-    ValueError: if a feature is not finite or D differs.
-  """
-  features = feature_rows("features", features)
-  if len(features) == 0:
-    return moments
-  mean = features.mean(axis=0)
-  centred = features - mean
-  return merge(moments, Moments(len(features), mean, centred.T @ centred))
-
-
 def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-  """Return the mean and the unbiased covariance (ddof 1, as np.cov).
-
-  Args:
-    moments: moments of at least two rows over D features.
-
-  Returns:
-    Mean [D] and covariance [D, D].
+  """Return the mean [D] and the unbiased covariance [D, D] (ddof 1).
 
   Raises:
     ValueError: if there are fewer than two rows.
@@ -113,33 +83,21 @@ def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
   return moments.mean, moments.scatter / (moments.count - 1)
 
 
-def symmetric_root(cov: np.ndarray) -> np.ndarray:
-  """Return the symmetric positive square root of a covariance.
-
-  Args:
-    cov: [D, D] symmetric, positive semi-definite up to rounding.
-
-  Returns:
-    [D, D] root with root @ root = cov.
-  """
-  eigenvalues, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
-  return (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
-
-
 def factor(cov: np.ndarray) -> np.ndarray:
-  """Return a matrix F with F @ F.T = cov, by the fastest way that works.
+  """Return a matrix F with F @ F.T = cov.
+
+  Cholesky's triangular factor where there is one; of a singular covariance the
+  symmetric root.
 
   Args:
     cov: [D, D] symmetric, positive semi-definite up to rounding.
-
-  Returns:
-    [D, D] Cholesky's triangular factor; of a singular covariance, which may
-    have none, the symmetric root.
   """
+  cov = np.asarray(cov, np.float64)
   try:
-    return np.linalg.cholesky(np.asarray(cov, np.float64))
+    return np.linalg.cholesky(cov)
   except np.linalg.LinAlgError:
-    return symmetric_root(cov)
+    eigenvalues, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
 
 
 def frechet_distance(
@@ -153,23 +111,19 @@ def frechet_distance(
   """Return the squared Frechet distance between two Gaussians.
 
   |m1 - m2|^2 + tr S1 + tr S2 - 2 tr sqrt(F^T S2 F), F F^T = S1: the FID of
-  arXiv:1706.08500 when the features are Inception's. The matrix under the root
-  is symmetric and has the spectrum of S1 S2, so that is real, where a general
-  square root of S1 S2 goes complex for singular covariances. With fewer rows
-  than features, rounding shows as about 1e-8 of the traces, and equal inputs
-  may give a result that far below 0: it is returned as it is, since clipping
-  would hide a mistake.
+  arXiv:1706.08500 if the features are Inception's. The matrix under the root is
+  symmetric with the spectrum of S1 S2, so its root is real, where a general
+  square root of S1 S2 turns complex for singular covariances. With fewer rows
+  than features, rounding amounts to about 1e-8 of the traces, and equal inputs
+  may give a result that far below 0. It is not clipped, which would hide a
+  mistake.
 
   Args:
     mean_1: [D] mean of the reference.
     cov_1: [D, D] covariance of the reference.
     mean_2: [D] mean of the samples.
     cov_2: [D, D] covariance of the samples.
-    root_1: [D, D] factor(cov_1), or symmetric_root(cov_1), if many samples meet
-      one reference; None computes it.
-
-  Returns:
-    The squared distance.
+    root_1: [D, D] factor(cov_1), to share among many sets of samples.
 
   Raises:
     ValueError: if the shapes disagree or a value is not finite.
@@ -193,14 +147,7 @@ def frechet_distance(
 
 
 def even_edges(count: int, num_splits: int) -> list[int]:
-  """Return the edges of splits that are equal but for rounding.
-
-  Args:
-    count: number of rows N.
-    num_splits: number of splits S.
-
-  Returns:
-    [S + 1] edges i*N//S: split i has the rows edges[i] to edges[i + 1].
+  """Return the [S + 1] edges i*N//S of S splits, equal up to rounding.
 
   Raises:
     ValueError: if splits would be empty.
@@ -220,17 +167,16 @@ def inception_score(
   """Return the mean and spread of the Inception Score over splits of the rows.
 
   exp(mean KL(p(y|x) || p(y))) of arXiv:1606.03498, with p(y) the mean over the
-  split: a split that lacks classes has a lower score. Samples stored class by
-  class therefore need `rng`. With it the rows are sorted by value and then
-  permuted, so the result depends on the set of rows and the state of `rng`
-  alone: bit for bit, any stored order gives the same score. (Rounding noise in
-  the probabilities, as from another batch size, can still swap neighbours in
-  the sorted order and so move rows between splits.)
+  split, so a split that lacks classes scores lower. Samples stored class by
+  class therefore need `rng`: the rows are sorted by value, then permuted, and
+  the result depends only on the set of rows and the state of `rng`. (Rounding
+  noise in the probabilities, as from another batch size, can still swap
+  neighbours in the sorted order and so move rows between splits.)
 
   Args:
     probs: [N, K] class probabilities, one row per sample.
     splits: number of splits, see `even_edges`, or their [S + 1] edges from 0 to
-      N. A split counts the same whatever its size.
+      N. Splits count alike whatever their size.
     rng: generator of the permutation; None keeps the order of the rows.
 
   Returns:
@@ -256,96 +202,15 @@ def inception_score(
   return float(np.mean(scores)), float(np.std(scores))
 
 
-def neighbour_radii(
-  features: np.ndarray, k: int, block_rows: int = 1000
-) -> np.ndarray:
-  """Return the squared distance of every row to its k-th nearest other row.
-
-  Args:
-    features: [N, D] rows.
-    k: which neighbour; the row itself is the 0th.
-    block_rows: rows at a time; memory grows with block_rows * N.
-
-  Returns:
-    [N] squared radii, 0 where a row has k duplicates.
-
-  Raises:
-    ValueError: if k is not from 1 to N - 1 or a feature is not finite.
-  """
-  features = feature_rows("features", features)
-  check_neighbour(features, k)
-  radii = np.empty(len(features))
-  for block in _blocks(len(features), block_rows):
-    distances = squared_distances(features[block], features)
-    radii[block] = np.partition(distances, k, axis=1)[:, k]
-  return radii
-
-
-def check_neighbour(features: np.ndarray, k: int) -> None:
-  """Raise ValueError if rows [N, D] have no k-th neighbour."""
-  if not 1 <= k < len(features):
-    raise ValueError(
-      f"k={k}: must be from 1 to {len(features) - 1}, as there are "
-      f"{len(features)} rows"
-    )
-
-
-def precision_recall(
-  real: np.ndarray,
-  fake: np.ndarray,
-  k: int,
-  block_rows: int = 1000,
-  *,
-  real_radii: np.ndarray | None = None,
-) -> tuple[float, float]:
-  """Return the improved precision and recall of arXiv:1904.06991.
-
-  Precision is the share of fake rows inside the ball of some real row, recall
-  the share of real rows inside the ball of some fake row. A ball reaches to the
-  k-th neighbour within its own set, boundary included.
-
-  Args:
-    real: [N, D] features of the reference.
-    fake: [M, D] features of the samples.
-    k: which neighbour sets the radius; the paper uses 3.
-    block_rows: rows at a time; memory grows with block_rows * max(N, M).
-    real_radii: [N] neighbour_radii(real, k), if many samples meet one
-      reference; None computes them.
-
-  Returns:
-    Precision and recall, both in [0, 1].
-
-  Raises:
-    ValueError: if k does not fit, D differs or a feature is not finite.
-  """
-  real, fake = feature_pair(real, fake)
-  if real_radii is None:
-    real_radii = neighbour_radii(real, k, block_rows)
-  fake_radii = neighbour_radii(fake, k, block_rows)
-  real_in = np.zeros(len(real), bool)
-  fake_in = np.zeros(len(fake), bool)
-  for block in _blocks(len(fake), block_rows):
-    distances = squared_distances(fake[block], real)
-    fake_in[block] = (distances <= real_radii).any(axis=1)
-    real_in |= (distances <= fake_radii[block, None]).any(axis=0)
-  return float(fake_in.mean()), float(real_in.mean())
-
-
-def kernel_distance(
-  real: np.ndarray, fake: np.ndarray, block_rows: int = 1000
-) -> float:
+def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
   """Return the unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
-  The kernel Inception distance of arXiv:1801.01401 when the features are
-  Inception's, here over all pairs of rows at once. It may be below 0.
+  The kernel Inception distance of arXiv:1801.01401 if the features are
+  Inception's, over all pairs of rows at once. It may be below 0.
 
   Args:
     real: [N, D] features of the reference, N >= 2.
     fake: [M, D] features of the samples, M >= 2.
-    block_rows: rows at a time; memory grows with block_rows * max(N, M).
-
-  Returns:
-    The estimate.
 
   Raises:
     ValueError: if a set has one row, D differs or a feature is not finite.
@@ -356,38 +221,20 @@ def kernel_distance(
       f"real, fake: {len(real)} and {len(fake)} rows; the unbiased estimate "
       "needs at least 2 of each"
     )
-  cross = _kernel_sum(real, fake, block_rows) / (len(real) * len(fake))
+  cross = _kernel_sum(real, fake) / (len(real) * len(fake))
   within = 0.0
   for rows in (real, fake):
     itself = ((np.square(rows).sum(axis=1) / rows.shape[1] + 1) ** 3).sum()
     pairs = len(rows) * (len(rows) - 1)
-    within += (_kernel_sum(rows, rows, block_rows) - itself) / pairs
+    within += (_kernel_sum(rows, rows) - itself) / pairs
   return float(within - 2 * cross)
 
 
-def _kernel_sum(a: np.ndarray, b: np.ndarray, block_rows: int) -> float:
-  dim = a.shape[1]
+def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
   return sum(
-    ((a[block] @ b.T / dim + 1) ** 3).sum()
-    for block in _blocks(len(a), block_rows)
+    ((a[start : start + _BLOCK_ROWS] @ b.T / a.shape[1] + 1) ** 3).sum()
+    for start in range(0, len(a), _BLOCK_ROWS)
   )
-
-
-def squared_distances(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Return [B, N] squared distances of rows [B, D] to points [N, D]."""
-  norms = np.square(rows).sum(axis=1)[:, None] + np.square(points).sum(axis=1)
-  distances = norms - 2 * (rows @ points.T)
-  distances[distances <= resolution(rows.shape[1]) * norms] = 0.0
-  return distances
-
-
-def resolution(dim: int) -> float:
-  """Return the part of |x|^2 + |y|^2 below which |x - y|^2 counts as 0.
-
-  The expanded square is off by up to about dim eps (|x|^2 + |y|^2). Less than
-  that is a duplicate, whose distance has to be 0 for `<=` to see a radius of 0.
-  """
-  return (dim + 4) * np.finfo(np.float64).eps
 
 
 def _exp_mutual_information(probs: np.ndarray) -> float:
@@ -403,15 +250,8 @@ def _p_log_p(p: np.ndarray) -> np.ndarray:
   return p * np.log(np.where(p > 0, p, 1.0))
 
 
-def _blocks(count: int, block_rows: int) -> Iterator[slice]:
-  if block_rows < 1:
-    raise ValueError(f"block_rows={block_rows}: must be at least 1")
-  for start in range(0, count, block_rows):
-    yield slice(start, min(start + block_rows, count))
-
-
 def feature_rows(name: str, features: np.ndarray) -> np.ndarray:
-  """Return features [N, D] in float64, or raise ValueError naming them."""
+  """Return features [N, D] in float64; raise ValueError if they are bad."""
   features = np.asarray(features, np.float64)
   if features.ndim != 2:
     raise ValueError(
@@ -430,7 +270,7 @@ def feature_rows(name: str, features: np.ndarray) -> np.ndarray:
 def feature_pair(
   real: np.ndarray, fake: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Return both sets in float64, or raise ValueError where they do not fit."""
+  """Return both sets in float64; raise ValueError if they do not match."""
   real = feature_rows("real", real)
   fake = feature_rows("fake", fake)
   if real.shape[1] != fake.shape[1]:
@@ -453,8 +293,8 @@ def _gaussian(
     )
   if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
     raise ValueError(
-      f"mean_{index}, cov_{index}: a value is not finite; make these "
-      "statistics again from finite features"
+      f"mean_{index}, cov_{index}: a value is not finite; recompute these "
+      "statistics from finite features"
     )
   return mean, cov
 
@@ -464,7 +304,7 @@ def _probability_rows(probs: np.ndarray) -> np.ndarray:
   if probs.ndim != 2:
     raise ValueError(f"probs: shape {probs.shape}; must be [rows, classes]")
   sums = probs.sum(axis=1, dtype=np.float64)
-  # 1e-3 lets float32 softmax pass and stops logits and missing classes.
+  # 1e-3 accepts a float32 softmax and rejects logits and missing classes.
   good = (np.abs(sums - 1) <= 1e-3) & (probs >= 0).all(axis=1)
   if not good.all():
     row = int(np.argmin(good))

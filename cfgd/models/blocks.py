@@ -129,7 +129,7 @@ class GroupNorm(nn.Module):
     b = bias - mean * a
     if film_scale is not None:
       a, b = a * (1.0 + film_scale), b * (1.0 + film_scale) + film_shift
-    a, b = xla.settle((a, b))  # and not anew for each pixel
+    a, b = xla.materialize((a, b))  # and not anew for each pixel
     return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
 
   def _moments(self, x):
@@ -141,7 +141,7 @@ class GroupNorm(nn.Module):
     # where a channel's mean is far from zero.
     origin = jax.lax.stop_gradient(x[:, :1, :1])
     offset = x - origin
-    offset_mean, offset_square = xla.settle(
+    offset_mean, offset_square = xla.materialize(
       (offset.mean(axis=(1, 2)), jnp.square(offset).mean(axis=(1, 2)))
     )  # [B, C] each
     inside = offset_square - jnp.square(offset_mean)
@@ -219,7 +219,7 @@ class ResBlock(nn.Module):
     if x.shape[-1] != self.features:
       x = conv(self.features, 1, "skip_connection", self.dtype)(x)
     assert h.shape == x.shape, (h.shape, x.shape)
-    return xla.settle(x + h)
+    return xla.materialize(x + h)
 
 
 def attention_implementation(platform, capability, dtype, tokens, head_width):
@@ -325,7 +325,9 @@ class AttentionBlock(nn.Module):
     q, k, v = (part.reshape(tokens) for part in jnp.split(qkv, 3, axis=-1))
     h = _attend(q, k, v)  # [B, HW, heads, head]
     h = h.reshape(batch, height, width, channels)
-    return xla.settle(x + dense(channels, "proj_out", self.dtype, zero=True)(h))
+    return xla.materialize(
+      x + dense(channels, "proj_out", self.dtype, zero=True)(h)
+    )
 
 
 class AttentionPool(nn.Module):

@@ -350,7 +350,7 @@ PROTOCOLS = {
 
 @functools.cache
 def scorer(protocol):
-  """Return the network by a protocol, as `extract.make_extractor` wants it.
+  """Return the network by a protocol, as a scorer of `metrics.extract`.
 
   Args:
     protocol: name of one of PROTOCOLS.

@@ -1,55 +1,106 @@
-"""What networks take and give, translated to log-SNR.
+"""What networks take and predict, translated to log-SNR.
 
-A network's time is 1000 u(lambda) for our own, and a timestep of ADM's own
-schedule for its published weights; `timesteps` says which.
+Our own networks are conditioned on 1000 u(lambda), published ones of ADM on the
+timestep of its discrete schedule, which has 0 (clean) to 999.
 """
 
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
 from cfgd import diffusion
-from cfgd.convert import guided_diffusion
+
+_NUM_TIMESTEPS = 1000
 
 
-def denoiser(network, *, timesteps, logsnr_min, logsnr_max):
-  """Make a DenoiseFn of a network.
+class Model(NamedTuple):
+  """A network and the noise levels that it was trained on; hashable.
 
-  Args:
-    network: (z, time [B], label [B]) -> [B, H, W, C] eps, or 2C channels with
-      ADM's learned sigma.
+  Attributes:
+    network: Flax module.
     timesteps: "uniform" for our own networks, "adm_cosine" or "adm_linear" for
-      guided-diffusion's, whose time is a timestep of that schedule.
-    logsnr_min: lower end of our schedule, of "uniform" alone.
-    logsnr_max: upper end.
-
-  Returns:
-    (z, logsnr, label) -> diffusion.Prediction.
+      ADM's.
+    schedule: of its training.
   """
-  if timesteps == "uniform":
-    return diffusion.denoiser(
-      network, logsnr_min=logsnr_min, logsnr_max=logsnr_max
-    )
-  return guided_diffusion.denoiser(network, timesteps.removeprefix("adm_"))
+
+  network: Any
+  timesteps: str
+  schedule: diffusion.Schedule
+
+  def time(self, logsnr):
+    """Return what the network is conditioned on, of logsnr's shape."""
+    if self.timesteps == "uniform":
+      return 1000.0 * self.schedule.u(logsnr)
+    return adm_timestep(logsnr, self.timesteps.removeprefix("adm_"))
+
+  def denoiser(self, params, *dropout_keys):
+    """Return the DenoiseFn of a diffusion network.
+
+    Its `v` is None unless the network has 2C channels, ADM's learned sigma.
+
+    Args:
+      params: of the network.
+      *dropout_keys: [B] keys; none switches dropout off.
+    """
+
+    def denoise(z, logsnr, label):
+      out = self.network.apply(
+        {"params": params}, z, self.time(logsnr), label, *dropout_keys
+      )
+      channels = z.shape[-1]
+      assert out.shape[-1] in (channels, 2 * channels), (out.shape, z.shape)
+      if out.shape[-1] == channels:
+        return diffusion.Prediction(out)
+      eps, raw = jnp.split(out, 2, axis=-1)
+      # The variance is exp(v log beta + (1 - v) log beta~), arXiv:2102.09672
+      # eq. 15; the network predicts 2 v - 1 and, as there, is not clipped.
+      return diffusion.Prediction(eps, (raw + 1.0) / 2.0)
+
+    return denoise
+
+  def classifier(self, params, *dropout_keys):
+    """Return a noisy classifier: (z, logsnr [B]) -> logits [B, K]."""
+
+    def logits(z, logsnr):
+      return self.network.apply(
+        {"params": params}, z, self.time(logsnr), *dropout_keys
+      )
+
+    return logits
 
 
-def classifier(network, *, timesteps, logsnr_min, logsnr_max):
-  """Make a function of log-SNR of a noisy classifier.
+@functools.cache
+def adm_logsnrs(schedule):
+  """Return the log-SNRs [1000] float64 of ADM's timesteps, decreasing.
 
   Args:
-    network: (z, time [B]) -> logits [B, K].
-    timesteps: see `denoiser`.
-    logsnr_min: see `denoiser`.
-    logsnr_max: see `denoiser`.
+    schedule: "linear" (Ho et al., arXiv:2006.11239, section 4) or "cosine"
+      (Nichol & Dhariwal, arXiv:2102.09672, eq. 17).
+  """
+  if schedule == "linear":
+    betas = np.linspace(1e-4, 0.02, _NUM_TIMESTEPS)
+  else:
+    assert schedule == "cosine", schedule
+    s = np.arange(_NUM_TIMESTEPS + 1) / _NUM_TIMESTEPS
+    level = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
+  alpha_bar = np.cumprod(1.0 - betas)
+  return np.log(alpha_bar) - np.log1p(-alpha_bar)
+
+
+def adm_timestep(logsnr, schedule):
+  """Return the timestep of a log-SNR, linear in log-SNR between timesteps.
+
+  Args:
+    logsnr: any shape; beyond the schedule's range the nearer end counts.
+    schedule: see `adm_logsnrs`.
 
   Returns:
-    (z [B, ...], logsnr [B]) -> logits [B, K].
+    float32 in [0, 999], of logsnr's shape.
   """
-
-  def logits(z, logsnr):
-    if timesteps == "uniform":
-      time = 1000.0 * diffusion.u_of_logsnr(
-        logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max
-      )
-    else:
-      schedule = timesteps.removeprefix("adm_")
-      time = guided_diffusion.timestep_of_logsnr(logsnr, schedule)
-    return network(z, time)
-
-  return logits
+  rising = np.float32(adm_logsnrs(schedule)[::-1])
+  timesteps = np.arange(_NUM_TIMESTEPS, dtype=np.float32)[::-1]
+  return jnp.interp(jnp.asarray(logsnr, jnp.float32), rising, timesteps)

@@ -1,13 +1,9 @@
-"""Pictures of samples at several w, as the paper's Figures 1, 3 and 6 to 8.
-
-Image i of a panel has the same noise at every w.
-"""
+"""Samples at several w from the same noise, as in Figures 1, 3 and 6 to 8."""
 
 from absl import logging
 from etils import epath
 import numpy as np
 
-from cfgd import config as config_lib
 from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.report import plots
@@ -15,14 +11,11 @@ from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.sampling import generate
+from cfgd.sweep import grid
 
 
 def draw(config, workdir):
-  """Draw `config.sweep.figures` from the checkpoint of a run.
-
-  Args:
-    config: ConfigDict of configs/base.py's fields.
-    workdir: folder of a trained run, such as runs/p0.1 of a sweep.
+  """Draw `config.sweep.figures` from the checkpoint of a trained run.
 
   Returns:
     Paths of the pictures, workdir/figures/NAME.png.
@@ -33,7 +26,7 @@ def draw(config, workdir):
   figures = config.sweep.figures
   if not figures:
     raise errors.UserError(
-      "sweep.figures={}: names none; configs/sweep_*.py have some"
+      "sweep.figures={}: names no figures; configs/sweep_*.py have some"
     )
   panels = {name: _panels(config, figure) for name, figure in figures.items()}
   for configs in panels.values():
@@ -46,9 +39,9 @@ def draw(config, workdir):
 
 
 def _panels(config, figure):
-  """Return one config per panel: of each w, each set of labels."""
+  """Return one config for each w and set of labels."""
   return [
-    config_lib.cell_config(
+    grid.cell_config(
       config,
       p_uncond=config.diffusion.p_uncond,
       w=float(w),
@@ -65,7 +58,8 @@ def _draw(panels, workdir, name, figure):
   path = workdir / "figures" / f"{name}.png"
   if distributed.is_lead():
     titles = [f"w={plots.both(panel.sampling.w)}" for panel in panels]
-    # One set of labels: from left to right as in Figure 1; else as in Figure 6.
+    # One set of labels: a row, as in Figure 1. Several: a row for each w, as in
+    # Figure 6.
     columns = len(figure.labels) if len(figure.labels) > 1 else len(figure.w)
     pictures = [_picture(sample, figure.side) for sample in samples]
     drawn = plots.panels_figure(pictures, titles, columns)

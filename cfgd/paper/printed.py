@@ -1,15 +1,17 @@
-"""What Ho & Salimans (arXiv:2207.12598) printed: Tables 1 and 2.
+"""The printed numbers of Ho & Salimans (arXiv:2207.12598): Tables 1 and 2.
 
-Facts typed in from the paper: 50,000 samples a row, FID against the training
-set; w = 0 are the models without guidance. The paper swept w in {0, 0.1, ...,
-4}, and prints 14 of these values. It does not state p_uncond of its 128x128
-models, and the T of Table 1 only by the remark that 256 is its balanced choice.
+50,000 samples per row, FID against the training set; the rows w = 0 are without
+guidance. The paper swept w in {0, 0.1, ..., 4} and prints 14 of these values.
+It does not state p_uncond of its 128x128 models, and states T of Table 1 only
+by the remark that 256 is its balanced choice.
 """
 
 from collections.abc import Mapping
-from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
+from cfgd.report import plots
 from cfgd.runtime import errors
 
 # w, then FID and Inception score at p_uncond = 0.1, 0.2 and 0.5.
@@ -52,32 +54,29 @@ class Row(NamedTuple):
   """One printed result of classifier-free guidance.
 
   Attributes:
-    p_uncond: label-drop probability; None where the paper does not say.
+    p_uncond: label-drop probability; None where the paper does not state it.
     T: network evaluations per branch.
     w: guidance strength.
     v: interpolation of the reverse variance.
-    train_steps: of the model.
-    metrics: "fid" and "is", by the names that evaluation gives them.
+    metrics: "fid" and "is", named as evaluation names them.
   """
 
   p_uncond: float | None
   T: int
   w: float
   v: float
-  train_steps: int
   metrics: Mapping[str, float]
 
 
 class Table(NamedTuple):
-  """A table of the paper: its own rows, and those of others beside them."""
+  """A table of the paper."""
 
   title: str
   rows: tuple[Row, ...]
-  baselines: tuple[tuple[str, float, float | None], ...]
 
 
 def _rows(printed, columns):
-  """Makes rows of lines of w, FIDs and scores, one of each per column."""
+  """Return the rows of lines of w, FIDs and scores, one of each per column."""
   return tuple(
     Row(w=w, metrics={"fid": fid, "is": score}, **column)
     for w, fids, scores in printed
@@ -85,29 +84,23 @@ def _rows(printed, columns):
   )
 
 
-_AT_64 = {"T": 256, "v": 0.3, "train_steps": 400_000}
-_AT_128 = {"p_uncond": None, "v": 0.2, "train_steps": 2_700_000}
 TABLES = {
   "table1_imagenet64": Table(
     "Table 1 (ImageNet 64x64)",
-    _rows(_TABLE_1, [_AT_64 | {"p_uncond": p} for p in (0.1, 0.2, 0.5)]),
-    (("ADM", 2.07, None), ("CDM", 1.48, 67.95)),
+    _rows(
+      _TABLE_1, [{"p_uncond": p, "T": 256, "v": 0.3} for p in (0.1, 0.2, 0.5)]
+    ),
   ),
   "table2_imagenet128": Table(
     "Table 2 (ImageNet 128x128)",
-    _rows(_TABLE_2, [_AT_128 | {"T": steps} for steps in (128, 256, 1024)]),
-    (
-      ("BigGAN-deep, max IS", 25, 253),
-      ("BigGAN-deep", 5.7, 124.5),
-      ("CDM", 3.52, 128.8),
-      ("LOGAN", 3.36, 148.2),
-      ("ADM-G", 2.97, None),
+    _rows(
+      _TABLE_2, [{"p_uncond": None, "T": T, "v": 0.2} for T in (128, 256, 1024)]
     ),
   ),
 }
 
 
-def table(name: str) -> Table | None:
+def table(name):
   """Return a table by its name, None for "".
 
   Raises:
@@ -120,24 +113,47 @@ def table(name: str) -> Table | None:
   return TABLES[name] if name else None
 
 
-def find(rows: tuple[Row, ...], cell: Mapping[str, Any]) -> Row | None:
-  """Return the printed row with the settings of a cell.
+def find(rows, cell, result=None):
+  """Return the metrics printed for the settings of a cell.
+
+  Args:
+    rows: of a table. A p_uncond that the paper does not state matches any.
+    cell: `sweep.grid.Cell`.
+    result: of the cell, if there is one; its sampler and v must match too.
+
+  Returns:
+    {} where the paper has no such row, as for other ways of guiding.
+  """
+  if cell.variant or (result and result.sampler != "ancestral"):
+    return {}
+  for row in rows:
+    if (
+      row.p_uncond in (None, cell.p_uncond)
+      and (row.T, row.w) == (cell.T, cell.w)
+      and (not result or row.v == result.v)
+    ):
+      return row.metrics
+  return {}
+
+
+def curves(rows, axis, fixed, distance, score):
+  """Return a `plots.Curve` of the printed numbers for each value of an axis.
 
   Args:
     rows: of a table.
-    cell: p_uncond, T and w, and variant, sampler and v where they are known.
-      A p_uncond that the paper does not state agrees with any.
-
-  Returns:
-    None where the paper has no such row, as for other ways of guiding.
+    axis: "p_uncond" or "T".
+    fixed: values of other axes; what the paper does not state matches.
+    distance: metric that is better when lower.
+    score: metric that is better when higher.
   """
-  if cell.get("variant") or cell.get("sampler", "ancestral") != "ancestral":
-    return None
+  lines = {}
   for row in rows:
-    if (
-      row.p_uncond in (None, cell["p_uncond"])
-      and (row.T, row.w) == (cell["T"], cell["w"])
-      and row.v == cell.get("v", row.v)
-    ):
-      return row
-  return None
+    agrees = all(getattr(row, k) in (None, v) for k, v in fixed.items())
+    value = getattr(row, axis)
+    if agrees and value is not None and {distance, score} <= {*row.metrics}:
+      point = row.w, row.metrics[score], row.metrics[distance]
+      lines.setdefault(f"{axis} = {value:g}", []).append(point)
+  return [
+    plots.Curve(label, np.array(sorted(points)), source="paper")
+    for label, points in lines.items()
+  ]

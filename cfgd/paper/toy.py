@@ -1,10 +1,10 @@
-"""Figure 2 of the paper: guidance of three Gaussians, where all is exact.
+"""Figure 2 of the paper: guidance of three Gaussians with exact scores.
 
-Every class is a Gaussian in the plane. Density, score and classifier are known
-at every log-SNR, and shaped as `cfgd.diffusion` wants them: points are images
-[B, 1, 1, 2], and the null label is the number of classes. What is left to see
-is guidance itself: the densities that its formula suggests, and what samplers
-make of the guided score.
+Every class is a Gaussian in the plane, so density, score and classifier are
+known at every log-SNR. They have the interface of `cfgd.diffusion`: points are
+images [B, 1, 1, 2], and the null label is the number of classes. This isolates
+guidance itself: the densities that its formula suggests, and the samples that
+the guided score gives.
 """
 
 import functools
@@ -21,15 +21,18 @@ from matplotlib import figure
 import numpy as np
 
 from cfgd import diffusion
+from cfgd import guidance as guidance_lib
+from cfgd.report import blocks
+from cfgd.report import plots
 from cfgd.runtime import errors
 from cfgd.runtime import files
 
-RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
+SCHEDULE = diffusion.Schedule(-20.0, 20.0)
 SAMPLERS = ("ancestral", "ddim")
 GUIDANCES = ("classifier-free", "classifier")
 
 _SHAPE = (1, 1, 2)
-# Above, exact draws by rejection get rare.
+# Exact draws by rejection take too long above.
 _MAX_W = 100
 _NUM_DRAWS = 5
 _NUM_DIRECTIONS = 64
@@ -74,16 +77,7 @@ def _moments(mixture, z, logsnr):
 
 
 def log_density(mixture, z, logsnr):
-  """Return log p(z_lambda | c) of every class.
-
-  Args:
-    mixture: Mixture.
-    z: [B, ...] of D numbers each.
-    logsnr: [B].
-
-  Returns:
-    [B, K].
-  """
+  """Return log p(z_lambda | c) [B, K] for points z [B, ...] of D numbers."""
   offset, variance, _ = _moments(mixture, z, logsnr)
   size = offset.shape[-1]
   return -0.5 * (
@@ -121,22 +115,19 @@ def denoiser(mixture):
   return denoise
 
 
-# What guidance aims at: p(x | c) p(c | x)^w, normalised for each class.
+# The target of guidance: p(x | c) p(c | x)^w, normalised for each class.
 
 
 def guided_density(mixture, x, w, *, cell):
-  """Return the guided conditional densities of data, section 3.
+  """Return the guided densities [N, K] of section 3, each of integral 1.
 
   Args:
     mixture: Mixture.
     x: [N, 2] points of a grid that holds nearly all of the mass.
     w: guidance strength.
     cell: area per point.
-
-  Returns:
-    [N, K], each column of integral 1.
   """
-  logsnr = jnp.full(len(x), RANGE["logsnr_max"])
+  logsnr = jnp.full(len(x), SCHEDULE.logsnr_max)
   log_guided = log_density(mixture, x, logsnr) + w * log_probs(mixture)(
     x, logsnr
   )
@@ -144,18 +135,12 @@ def guided_density(mixture, x, w, *, cell):
 
 
 def draw_guided(mixture, label, w, rng):
-  """Draw from the guided conditionals, exactly, by rejection.
+  """Draw exactly from the guided conditionals, by rejection.
 
-  A draw of p(x | c) is kept with probability p(c | x)^w.
-
-  Args:
-    mixture: Mixture.
-    label: [N] int.
-    w: guidance strength >= 0.
-    rng: np.random.Generator.
+  A draw from p(x | c) is accepted with probability p(c | x)^w.
 
   Returns:
-    [N, D].
+    [N, D], a draw for each of the labels [N].
   """
   means, stds = mixture.means[label], mixture.stds[label]
   x = np.empty_like(means)
@@ -173,7 +158,7 @@ def draw_guided(mixture, label, w, rng):
   return x
 
 
-# What samplers make of it.
+# Samples with the guided score.
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "guidance"))
@@ -185,7 +170,7 @@ def sample(mixture, seed, label, w, logsnrs, v, *, sampler, guidance):
     seed: int.
     label: [N] int.
     w: guidance strength.
-    logsnrs: [T], see `diffusion.logsnr_grid`.
+    logsnrs: [T], see `diffusion.Schedule.grid`.
     v: variance interpolation of the ancestral sampler.
     sampler: one of SAMPLERS.
     guidance: one of GUIDANCES.
@@ -198,31 +183,26 @@ def sample(mixture, seed, label, w, logsnrs, v, *, sampler, guidance):
     "classifier-free": diffusion.classifier_free_guidance(
       exact, w, null_label=len(mixture.weights), two_passes=True
     ),
-    "classifier": diffusion.classifier_guidance(
-      exact, diffusion.log_prob_of_label(log_probs(mixture)), w
+    "classifier": guidance_lib.classifier_guidance(
+      exact, guidance_lib.classifier_score(log_probs(mixture), w)
     ),
   }[guidance]
-  x = diffusion.sample(
-    diffusion.STEPS[sampler],
+  keys = diffusion.image_keys(seed, jnp.arange(len(label)))
+  x = diffusion.SAMPLERS[sampler].sample(
     diffusion.predictor(denoise, threshold=diffusion.no_threshold, v=v),
-    diffusion.image_keys(seed, jnp.arange(len(label))),
+    keys,
+    diffusion.normal(diffusion.fold_in(keys, 0), _SHAPE),
     label,
-    shape=_SHAPE,
-    logsnrs=logsnrs,
+    logsnrs,
   )
   return x.reshape(len(label), -1)
 
 
 def sliced_wasserstein(a, b):
-  """Return the 1-Wasserstein distance of a and b [N, 2], meaned over lines.
+  """Return the sliced 1-Wasserstein distance of two sets of samples [N, 2].
 
-  Args:
-    a: samples.
-    b: as many samples.
-
-  Returns:
-    The mean over 64 directions of the mean distance between sorted projections:
-    in units of x, 0 for equal sets.
+  It is the mean over 64 directions of the mean distance between the sorted
+  projections.
   """
   angles = np.pi * np.arange(_NUM_DIRECTIONS) / _NUM_DIRECTIONS
   directions = np.stack([np.cos(angles), np.sin(angles)])
@@ -231,35 +211,23 @@ def sliced_wasserstein(a, b):
 
 
 def class_distance(a, b, label):
-  """Return the mean over the classes of `sliced_wasserstein`."""
-  return float(
-    np.mean(
-      [sliced_wasserstein(a[label == c], b[label == c]) for c in set(label)]
-    )
-  )
+  """Return the mean of `sliced_wasserstein` over the classes."""
+  classes = [label == c for c in set(label)]
+  return float(np.mean([sliced_wasserstein(a[k], b[k]) for k in classes]))
 
 
 def spread(x, label):
   """Return the root of the mean variance within a class."""
-  return float(
-    np.sqrt(np.mean([x[label == c].var(axis=0) for c in set(label)]))
-  )
+  variances = [x[label == c].var(axis=0) for c in set(label)]
+  return float(np.sqrt(np.mean(variances)))
 
 
 def measure(mixture, label, w, *, num_steps, v, seed):
   """Sample with every sampler and guidance, and compare with exact draws.
 
-  Args:
-    mixture: Mixture.
-    label: [N] int.
-    w: guidance strength.
-    num_steps: T.
-    v: variance interpolation of the ancestral sampler.
-    seed: of all randomness.
-
   Returns:
     (rows, samples) in the same order. A row has the "distance" of its samples
-    [N, 2] to exact draws of the guided density, the "floor" that exact draws
+    [N, 2] to exact draws from the guided density, the "floor" that exact draws
     have among themselves, and the "spread" of both.
   """
   rng = np.random.default_rng(seed)
@@ -269,7 +237,7 @@ def measure(mixture, label, w, *, num_steps, v, seed):
     "floor": np.mean([class_distance(*pair, label) for pair in pairs]).item(),
     "exact_spread": np.mean([spread(draw, label) for draw in draws]).item(),
   }
-  logsnrs = diffusion.logsnr_grid(num_steps, **RANGE)
+  logsnrs = SCHEDULE.grid(num_steps)
   rows, samples = [], []
   for sampler, guidance in itertools.product(SAMPLERS, GUIDANCES):
     names = {"sampler": sampler, "guidance": guidance}
@@ -307,61 +275,47 @@ def run(out, *, w, num_steps, v, num_samples, seed):
     measured.append(measure(THREE, label, one, **settings))
     logging.info("w=%g: %d of %d done", one, len(measured), len(w))
   rows = [row for rows, _ in measured for row in rows]
-  files.write_atomic(
-    out / "distances.json",
-    json.dumps(
-      {**settings, "num_samples": num_samples, "rows": rows}, indent=2
-    ),
-  )
+  report = {**settings, "num_samples": num_samples, "rows": rows}
+  files.write_atomic(out / "distances.json", json.dumps(report, indent=2))
   with files.open_atomic(out / "figure2.png") as file:
     draw_figure(measured, label).savefig(file, format="png", dpi=100)
   return table(rows)
 
 
 def _check(out, *, w, num_steps, v, num_samples, seed):
-  checks = [
+  bad_w = [f"{one:g}" for one in w if not 0 <= one <= _MAX_W]
+  for wrong, message in (
     (out.exists() and not out.is_dir(), f"--out={out}: is a file"),
     (not w, "--w: give at least one number"),
-    *[
-      (not 0 <= one <= _MAX_W, f"--w={one:g}: must be in 0..{_MAX_W}")
-      for one in w
-    ],
-    (len(set(w)) < len(w), "--w: holds a number twice"),
+    (bad_w, f"--w={', '.join(bad_w)}: must be in 0..{_MAX_W}"),
+    (len(set(w)) < len(w), "--w: contains a number twice"),
     (num_steps < 2, f"--T={num_steps}: must be at least 2"),
     (not 0 <= v <= 1, f"--variance_v={v:g}: must be in 0..1"),
     (num_samples < 30, f"--samples={num_samples}: must be at least 30"),
     (not 0 <= seed < 2**31, f"--seed={seed}: must be in 0..2^31-1"),
-  ]
-  for wrong, message in checks:
+  ):
     if wrong:
       raise errors.UserError(message)
 
 
 def table(rows):
   """Return rows of `measure` as a Markdown table."""
-  columns = ("distance", "floor", "spread", "exact_spread")
-  lines = [
-    "| w | sampler | guidance | distance | floor | spread | exact spread |",
-    "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
+  names = ("distance", "floor", "spread", "exact_spread")
+  texts = [
+    [plots.both(row["w"]), row["sampler"], row["guidance"]]
+    + [row[name] for name in names]
+    for row in rows
   ]
-  for row in rows:
-    numbers = " | ".join(f"{row[name]:.3f}" for name in columns)
-    lines.append(
-      f"| {row['w']:g} (s={row['s']:g}) | {row['sampler']} "
-      f"| {row['guidance']} | {numbers} |"
-    )
-  return "\n".join(lines)
+  header = ("w", "sampler", "guidance", *names[:-1], "exact spread")
+  return blocks.Table(header, [texts]).markdown()
 
 
 def draw_figure(measured, label):
-  """Draw densities above and samples below, a column for each w.
+  """Draw densities above and samples below, one column for each w.
 
   Args:
     measured: list of what `measure` returns.
     label: [N] int.
-
-  Returns:
-    A matplotlib figure.
   """
   size = len(measured)
   page = figure.Figure(figsize=(2.2 * size + 0.6, 7.4), layout="constrained")
@@ -384,14 +338,14 @@ def draw_figure(measured, label):
   axes[0, 0].set(xticks=[], yticks=[])
   page.supxlabel(
     "Top: p(c) p(x|c) p(c|x)^w, normalised for each class c. Below: samples "
-    "with the exact score, on lines at 50 % and 5 % of each class's peak.",
+    "with the exact score; contours at 50 % and 5 % of each class's peak.",
     fontsize=9,
   )
   return page
 
 
 def _draw_density(axis, w):
-  """Mix the colours of the classes by p(c) p(x | c) p(c | x)^w; return that."""
+  """Mix the classes' colours by p(c) p(x | c) p(c | x)^w, and return these."""
   grid = np.stack(np.meshgrid(_LINE, _LINE), axis=-1).reshape(-1, 2)
   density = guided_density(THREE, grid, w, cell=(_LINE[1] - _LINE[0]) ** 2)
   density = (density * THREE.weights).reshape(_GRID, _GRID, -1)
@@ -405,12 +359,10 @@ def _draw_density(axis, w):
 
 
 def _draw_samples(axis, x, label, density):
-  """Draw samples over lines of the density that they are meant to have."""
+  """Draw samples over contours of the densities that they should have."""
+  style = {"colors": "black", "linewidths": 0.6}
   for c, colour in enumerate(_COLOURS):
     axis.scatter(*x[label == c].T, s=2, color=colour, alpha=0.5, linewidths=0)
-    one = density[..., c]
-    levels = np.array([0.05, 0.5]) * one.max()
-    axis.contour(
-      *(_LINE, _LINE, one), levels=levels, colors="black", linewidths=0.6
-    )
+    levels = np.array([0.05, 0.5]) * density[..., c].max()
+    axis.contour(_LINE, _LINE, density[..., c], levels=levels, **style)
   axis.set(xlim=(-_EXTENT, _EXTENT), ylim=(-_EXTENT, _EXTENT), aspect="equal")

@@ -1,33 +1,30 @@
-"""A statistic over seeds, and what it says of a claim.
+"""Verdicts on claims, from a statistic's values over seeds.
 
-A claim is that a ratio is above 1, or a difference above 0; or, of two things
-that are called alike, that the ratio or difference is within a range around
-that. Seeds are the only spread that is counted. Two p-values, from Student's t
-over the seeds, say how well the data agrees with the claim being false, and
-with it being true:
+A claim says that a ratio is above 1 or a difference above 0; or, if two things
+are claimed to be alike, that the ratio or difference is within a range around
+that. Seeds are the only source of variation considered. Two p-values from
+Student's t over the seeds measure how well the data agrees with the claim being
+false, and with its being true:
 
-- "holds" needs the first to be small, for alike things by two one-sided tests
-  (TOST; Schuirmann 1987);
-- "does not hold" needs the second to be small: a test of its own, and not the
-  lack of evidence for "holds";
-- else the claim is not resolved.
+- "holds" needs the first to be small; for alike things both of two one-sided
+  tests must agree (TOST; Schuirmann 1987);
+- "does not hold" needs the second to be small: a test of its own, not a lack of
+  evidence for "holds";
+- otherwise the claim is not resolved.
 
-Both directions are tested, so each has half of the error rate: a claim's
-p-value is twice the smaller of the two. Primary claims share one error rate by
-Holm's method (1979).
+Each direction gets half of the error rate: a claim's p-value is twice the
+smaller of the two. Primary claims share one error rate by Holm's method (1979).
 
-A claim about the best of several places compares minima, and the minimum of
-noisy values is too low. Choosing the place on the other seeds removes this
-bias, but makes the seeds' values depend on each other: with a flat truth, t
-intervals over them exclude it in 9% (3 seeds) to 16% (8 seeds) and not in 5%.
-So such a claim is tested place by place: min(above) > min(below) if under each
-place of `above` lies some place of `below`. That this is so of each needs no
-correction (intersection-union; Berger 1982), the choice of some place does, by
-Bonferroni. This is valid for any truth.
+Claims about the best of several places compare minima, and the minimum of noisy
+values is biased low. Choosing the place on the other seeds removes this bias
+but correlates the seeds' values: if the truth is flat, t intervals over them
+exclude it in 9% (3 seeds) to 16% (8 seeds) of cases instead of 5%. Such claims
+are therefore tested place by place: min(above) > min(below) if for each place
+of `above` some place of `below` is lower. "Each" needs no correction
+(intersection-union; Berger 1982), "some" needs Bonferroni's. This is valid for
+any truth.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
@@ -39,21 +36,20 @@ _MIN_SEEDS = 3
 
 
 class Claim(NamedTuple):
-  """A claim and how it is tested.
+  """A claim and the values that it is tested on.
 
   Attributes:
-    text: what is claimed.
+    text: the claim.
     source: who claims it.
-    statistic: what is computed of each seed.
-    values: one per seed; nan where it cannot be computed. Where the statistic
-      compares bests, with the places that the other seeds choose.
+    statistic: what is computed for each seed.
+    values: one per seed, nan where it is undefined. Minima are at the places
+      that the other seeds choose.
     neutral: 1 for ratios, 0 for differences.
-    alike: largest factor, or difference, that is called alike; None where the
+    alike: largest factor, or difference, that counts as alike; None if the
       claim is that the statistic is above `neutral`.
-    primary: whether it is one of those that share one error rate.
-    pairs: [A, B, seeds] where the statistic is the lowest of A places against
-      the lowest of B places: what it is for each two of them. None where there
-      is no choice of places.
+    primary: whether it shares the error rate of the primary claims.
+    pairs: [A, B, seeds] if the statistic compares the minimum over A places
+      with that over B places: its value for each two of them.
   """
 
   text: str
@@ -65,27 +61,21 @@ class Claim(NamedTuple):
   primary: bool = False
   pairs: np.ndarray | None = None
 
-  def interval(self, confidence: float) -> tuple[float, float, float]:
+  def interval(self, confidence):
     """Return (lower end, mean, upper end) over the seeds.
 
-    Args:
-      confidence: of the interval, such as 0.95; of this claim alone.
-
-    Returns:
-      Numbers; of ratios the geometric mean. nan if a value is, the ends are
-      infinitely wide of one seed.
+    Means of ratios are geometric. All are nan if a value is; for one seed the
+    interval is infinitely wide.
     """
-    pairs, mean = self._pairs(), float(self._scaled(self.values).mean())
-    low, high = bounds(pairs, (1 - confidence) / 2)
-    ends = float(low), mean, float(high)
+    mean = self._scaled(self.values).mean()
+    low, high = bounds(self._pairs(), (1 - confidence) / 2)
+    ends = float(low), float(mean), float(high)
     return tuple(map(_exp, ends)) if self.neutral else ends
 
-  def p_values(self) -> tuple[float, float]:
-    """Return the p-values of (the claim is false, the claim is true).
+  def p_values(self):
+    """Return the one-sided p-values of (the claim is false, it is true).
 
-    Returns:
-      One-sided ones; nan of fewer than three seeds, or of a value that is not
-      finite.
+    nan for fewer than three seeds or a value that is not finite.
     """
     pairs = self._pairs()
     if len(self.values) < _MIN_SEEDS or not np.isfinite(pairs).all():
@@ -95,17 +85,16 @@ class Claim(NamedTuple):
       return float(p_above(pairs, neutral)), float(p_below(pairs, neutral))
     return tuple(map(float, p_alike(pairs, *self._scaled(self.range()))))
 
-  def p_value(self) -> float:
+  def p_value(self):
     """Return the p-value of the claim, decided in either direction."""
     return float(np.minimum(1, 2 * min(self.p_values())))
 
-  def verdict(self, confidence: float, p: float | None = None) -> str:
-    """Return HOLDS, FAILS or OPEN; the last of fewer than three seeds.
+  def verdict(self, confidence, p=None):
+    """Return HOLDS, FAILS or OPEN.
 
     Args:
       confidence: 1 minus the error rate.
-      p: the p-value that decides, such as one that is corrected for other
-        claims; None for the claim's own.
+      p: p-value that decides, such as a corrected one; None for the claim's.
     """
     p = self.p_value() if p is None else p
     if not p <= 1 - confidence:
@@ -113,8 +102,8 @@ class Claim(NamedTuple):
     agrees, differs = self.p_values()
     return HOLDS if agrees < differs else FAILS
 
-  def range(self) -> tuple[float, float]:
-    """Return between what a statistic is called alike."""
+  def range(self):
+    """Return the ends of the range that counts as alike."""
     if self.neutral:
       return self.neutral / self.alike, self.neutral * self.alike
     return self.neutral - self.alike, self.neutral + self.alike
@@ -124,19 +113,18 @@ class Claim(NamedTuple):
     return np.log(values) if self.neutral else values
 
   def _pairs(self):
-    pairs = [[self.values]] if self.pairs is None else self.pairs
-    return self._scaled(pairs)
+    return self._scaled([[self.values]] if self.pairs is None else self.pairs)
 
 
-def bounds(pairs: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
+def bounds(pairs, error):
   """Return an interval for min(above) - min(below).
 
   Args:
     pairs: [..., A, B, seeds] differences of A places and B places.
-    error: that each end may have.
+    error: probability that the truth is beyond one end.
 
   Returns:
-    (low, high), [...]; infinite of one seed.
+    (low, high), [...]; infinite for one seed.
   """
   above, below, seeds = pairs.shape[-3:]
   mean, deviation = _moments(pairs)
@@ -150,39 +138,28 @@ def bounds(pairs: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
   return low.max(-1).min(-1), high.min(-2).max(-1)
 
 
-def p_above(pairs: np.ndarray, than: float) -> np.ndarray:
-  """Return the p-value of min(above) - min(below) <= than.
+def p_above(pairs, than):
+  """Return the p-value [...] of min(above) - min(below) <= than.
 
   Args:
     pairs: see `bounds`; of two seeds or more.
     than: a number.
-
-  Returns:
-    [...]
   """
   p = special.stdtr(pairs.shape[-1] - 1, -_student(pairs, than))
   return np.minimum(1, pairs.shape[-2] * p.min(-1).max(-1))
 
 
-def p_below(pairs: np.ndarray, than: float) -> np.ndarray:
+def p_below(pairs, than):
   """Return the p-value of min(above) - min(below) > than, as `p_above`."""
   p = special.stdtr(pairs.shape[-1] - 1, _student(pairs, than))
   return np.minimum(1, pairs.shape[-3] * p.min(-2).max(-1))
 
 
-def p_alike(
-  pairs: np.ndarray, least: float, most: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """Return the p-values of being outside a range, and of being inside.
+def p_alike(pairs, least, most):
+  """Return the p-values [...] of being outside of a range, and of being inside.
 
-  Args:
-    pairs: see `p_above`.
-    least: lower end of the range.
-    most: upper end.
-
-  Returns:
-    [...] of two one-sided tests, both of which have to say that it is inside;
-    [...] of either saying that it is outside, by Bonferroni.
+  To be inside, both of two one-sided tests must say so; to be outside, either,
+  by Bonferroni.
   """
   not_inside = np.maximum(p_above(pairs, least), p_below(pairs, most))
   not_outside = np.minimum(p_below(pairs, least), p_above(pairs, most))
@@ -205,12 +182,11 @@ def _student(pairs, than):
 
 
 class Decision(NamedTuple):
-  """What is said of a claim among others.
+  """The verdict on one of several claims.
 
   Attributes:
-    p: its p-value, see `Claim.p_value`.
-    corrected: the same by Holm's method over the primary claims; None for a
-      secondary one.
+    p: p-value, see `Claim.p_value`.
+    corrected: by Holm's method over the primary claims; None for others.
     verdict: HOLDS, FAILS or OPEN.
   """
 
@@ -219,12 +195,11 @@ class Decision(NamedTuple):
   verdict: str
 
 
-def decide(claims: Sequence[Claim], confidence: float) -> list[Decision]:
-  """Return what is said of each claim.
+def decide(claims, confidence):
+  """Return the Decision on each claim.
 
-  Args:
-    claims: all of them: the primary ones share one error rate.
-    confidence: 1 minus this rate, which is also that of each secondary claim.
+  The error rate, 1 - confidence, is that of all primary claims together, and of
+  each other claim.
   """
   p = [claim.p_value() for claim in claims]
   corrected = iter(
@@ -238,17 +213,11 @@ def decide(claims: Sequence[Claim], confidence: float) -> list[Decision]:
   return decisions
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-  """Return p-values corrected by Holm's step-down method.
+def holm(p_values):
+  """Return the p-values of a family, corrected by Holm's step-down method.
 
-  Claims with a corrected p-value up to alpha have a false one among them with a
-  probability of at most alpha.
-
-  Args:
-    p_values: of a family; nan is a member that cannot be tested.
-
-  Returns:
-    As many, at least as large; nan for nan.
+  Deciding those up to alpha is wrong somewhere with a probability of at most
+  alpha. nan, a claim that cannot be tested, counts and stays nan.
   """
   p = np.array(p_values, float)
   order = np.argsort(p)  # nan last
@@ -262,65 +231,50 @@ def _exp(value):
   return math.exp(value) if value < 700 else math.inf
 
 
-def chosen_elsewhere(curves: Sequence[Mapping[float, float]]) -> list[float]:
-  """Return each curve's value where the mean of the others is lowest.
+def chosen_elsewhere(curves):
+  """Return each curve's value at the place where the others' mean is lowest.
 
-  The lowest of many noisy values is too low; a place that is chosen by other
-  seeds is not.
-
-  Args:
-    curves: {place: value}, with places in common.
-
-  Returns:
-    One value for each; of a single curve its own lowest.
-  """
-  places = _places(curves)
-  picked = []
-  for i, curve in enumerate(curves):
-    others = [*curves[:i], *curves[i + 1 :]] or [curve]
-    means = [np.mean([other[place] for other in others]) for place in places]
-    picked.append(curve[places[int(np.argmin(means))]])
-  return picked
-
-
-def table(curves: Sequence[Mapping[float, float]]) -> np.ndarray:
-  """Return the values of all curves at the places in common, [places, seeds].
+  Unlike its own minimum, which is biased low. For a single curve its own.
 
   Args:
     curves: {place: value} of each seed.
   """
-  return np.array(
-    [[curve[place] for curve in curves] for place in _places(curves)]
-  )
+  values, chosen = table(curves), []
+  for seed in range(len(curves)):
+    others = np.delete(values, seed, axis=1) if len(curves) > 1 else values
+    chosen.append(float(values[others.mean(axis=1).argmin(), seed]))
+  return chosen
 
 
-def _places(curves):
-  return sorted(set.intersection(*(set(curve) for curve in curves)))
+def table(curves):
+  """Return the values at the places that all curves have, [places, seeds]."""
+  places = sorted(set.intersection(*map(set, curves)))
+  return np.array([[curve[place] for curve in curves] for place in places])
 
 
-def frontier_ratio(one: np.ndarray, other: np.ndarray) -> float:
+def frontier_ratio(one, other):
   """Return the ratio of two curves' distances at equal scores.
 
-  A curve is the path through its points in order of strength, on straight
-  lines of log distance over score. Where noise makes its score turn back, it
-  passes some scores several times and has no single distance there. So curves
-  are compared at the scores that each of them passes exactly once, which loses
-  no more than the dip. A part of a curve passes none of these scores in another
-  place than the whole does: their ratio is exactly 1.
+  A curve is the path through its points in order of strength, in straight lines
+  of log distance over score. Where noise makes the score turn back, the path
+  passes some scores several times and has no single distance there. Curves are
+  therefore compared at the scores that each passes exactly once, which loses no
+  more than the dip. A part of a curve passes these scores where the whole curve
+  does: their ratio is exactly 1.
 
   Args:
-    one: [(score, distance)] in the order of the strength.
+    one: [(score, distance)] in order of strength.
     other: the same.
 
   Returns:
-    Geometric mean of one's distance over other's, uniform over the scores that
-    are compared; nan without any, or with values that are not finite.
+    Geometric mean of one's distance over other's, uniform over the compared
+    scores; nan if there are none, or if a value is not finite.
   """
   if min(len(one), len(other)) < 2 or not _positive(one, other):
     return math.nan
   edges = np.unique(np.concatenate([one[:, 0], other[:, 0]]))
   middles = (edges[:-1] + edges[1:]) / 2
-  # Between two edges both are straight: the middle is the mean.
+  # Both are straight between two edges: the value in the middle is the mean.
   difference = _log_distance(one, middles) - _log_distance(other, middles)
   shared = np.isfinite(difference)
   widths = np.diff(edges)[shared]
@@ -335,14 +289,11 @@ def _positive(*curves):
 
 
 def _log_distance(points, scores):
-  """Return the log distance at scores that are none of the points' own.
+  """Return the log distances [M] of a path at scores between its points.
 
   Args:
     points: [N, 2] scores and distances, in order.
-    scores: [M].
-
-  Returns:
-    [M]; nan at scores that the path passes never, or more than once.
+    scores: [M]; those passed never, or more than once, give nan.
   """
   score, log = points[:, 0], np.log(points[:, 1])
   start, end = score[:-1, None], score[1:, None]

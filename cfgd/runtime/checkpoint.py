@@ -1,12 +1,11 @@
-"""Checkpoints through Orbax: train state, averaged weights, and what they are.
+"""Orbax checkpoints: the train state, its averaged weights and metadata.
 
-A checkpoint has three items: `state` (all but the average), `ema` (the averaged
-parameters, readable alone) and `meta` (JSON). Orbax writes to a temporary name
-and renames, so a killed save leaves nothing that looks like a checkpoint. Just
-before that, all files are read back and written down in manifest.json; what is
-restored is compared with it, and a damaged checkpoint is passed over for the
-one before. One without a manifest, made before there were any, is read as it
-is.
+A checkpoint has three items: `state` (everything but the average), `ema` (the
+averaged parameters, readable alone) and `meta` (JSON). Orbax writes under a
+temporary name and renames, so a killed save never looks like a checkpoint. Just
+before the rename all files are read back and recorded in manifest.json; a
+restore verifies them, and falls back to the previous checkpoint where one is
+damaged. Old checkpoints without a manifest are read unverified.
 """
 
 import contextlib
@@ -27,10 +26,11 @@ _ITEMS = ("state", "ema", "meta")
 _DAMAGED = ".damaged"
 _DELETED = ".deleted-"
 _UNFINISHED = "*orbax-checkpoint-tmp*"
+_UNVERIFIED = "no manifest: not verified"
 
 
 class _Sealing(ocp.CompositeCheckpointHandler):
-  """Writes the manifest of all items before they get their place."""
+  """Write the manifest of all items just before the final rename."""
 
   def finalize(self, directory):
     super().finalize(directory)
@@ -43,19 +43,19 @@ class _Items(ocp.args.Composite):
 
 
 class Checkpointer:
-  """Saves and restores the checkpoints of one workdir; one at a time."""
+  """Save and restore the checkpoints of one workdir, one at a time."""
 
   def __init__(self, workdir, *, keep, keep_every, keep_first=0):
-    """Open or make `workdir`/checkpoints.
+    """Open or create `workdir`/checkpoints.
 
-    Removes what killed saves have left, and sets damaged checkpoints that are
-    newer than the newest good one aside.
+    Removes the leftovers of killed saves and sets aside damaged checkpoints
+    that are newer than the newest good one.
 
     Args:
       workdir: folder of the run.
-      keep: number of newest checkpoints that stay.
-      keep_every: steps whose multiples stay for good; 0 for none.
-      keep_first: number of first checkpoints that stay for good.
+      keep: number of newest checkpoints to keep.
+      keep_every: keep multiples of this step forever; 0 disables.
+      keep_first: number of oldest checkpoints to keep forever.
     """
     self._workdir = workdir
     self._folder = _folder_of(workdir)
@@ -63,25 +63,24 @@ class Checkpointer:
     self._keep_every = keep_every
     self._keep_first = keep_first
     self._saving = None
+    newest = None
     if distributed.is_lead():
       self._folder.mkdir(parents=True, exist_ok=True)
-      self._tidy()
+      newest = self._tidy()
     # -1 for none: processes agree on numbers.
-    newest = self._find_newest() if distributed.is_lead() else None
     self._newest = distributed.agree(-1 if newest is None else newest)
     self._orbax = ocp.AsyncCheckpointer(_Sealing())
 
   def _tidy(self):
+    """Remove leftovers, set damaged ones aside, return the newest good step."""
     for pattern in (_UNFINISHED, _DELETED + "*"):
       for leftover in self._folder.glob(pattern):
         leftover.rmtree()
-
-  def _find_newest(self):
     found, good = steps(self._workdir), find_good(self._workdir)
     if found and good is None:
       raise errors.RunError(
-        f"all checkpoints in {self._folder} are damaged: bring one back, or "
-        "delete them to start anew"
+        f"all checkpoints in {self._folder} are damaged: restore one from a "
+        "copy, or delete them to start over"
       )
     for step in found:
       if step > good:
@@ -107,17 +106,17 @@ class Checkpointer:
       meta=ocp.args.JsonSave(meta),
     )
     self._saving = int(state.step)
-    with self._errors_named():
+    with self._named_errors():
       self._orbax.save(self._folder / str(self._saving), args=items)
 
   def check(self):
-    """Raise what went wrong with the save under way, if anything has."""
-    with self._errors_named():
+    """Raise the error of the save in progress, if it has failed."""
+    with self._named_errors():
       self._orbax.check_for_errors()
 
   def _finish(self):
-    """Wait for the save under way; only then make room."""
-    with self._errors_named():
+    """Wait for the save in progress; only then delete old checkpoints."""
+    with self._named_errors():
       self._orbax.wait_until_finished()
     if self._saving is not None:
       self._newest, self._saving = self._saving, None
@@ -125,7 +124,7 @@ class Checkpointer:
         self._remove_old()
 
   @contextlib.contextmanager
-  def _errors_named(self):
+  def _named_errors(self):
     try:
       yield
     except errors.Preempted:
@@ -140,34 +139,31 @@ class Checkpointer:
       ) from error
 
   def _remove_old(self):
-    """Delete what need not stay, the newest good one never among it."""
     found = steps(self._workdir)
-    stay = {*found[: self._keep_first], *found[-self._keep :]}
-    for step in found:
-      multiple = self._keep_every and step % self._keep_every == 0
-      if step not in stay and not multiple:
-        _delete(self._folder / str(step))
+    kept = {*found[: self._keep_first], *found[-self._keep :]}
+    if self._keep_every:
+      kept |= {step for step in found if step % self._keep_every == 0}
+    for step in set(found) - kept:
+      _delete(self._folder / str(step))
 
   def restore_newest(self, like, meta=None):
-    """Read the newest good checkpoint.
+    """Return the newest good checkpoint's state as NumPy arrays, or None.
 
     Args:
       like: TrainState of the wanted structure, shapes and dtypes.
-      meta: what its `meta` must say, where it says anything.
-
-    Returns:
-      TrainState of NumPy arrays, or None where there is no checkpoint.
+      meta: values that the checkpoint's `meta` must have where it has any.
 
     Raises:
-      errors.UserError: it was made for something else.
+      errors.UserError: the checkpoint belongs to another run.
     """
     step = self.newest_step()
     if step is None:
       return None
-    _check_meta(self._folder / str(step), meta or {})
+    path = self._folder / str(step)
+    _check_meta(path, meta or {})
     like = jax.device_get(like)
     items = self._orbax.restore(
-      self._folder / str(step),
+      path,
       args=_Items(
         state=ocp.args.StandardRestore(_without_ema(like)),
         ema=ocp.args.StandardRestore(like.ema_params),
@@ -186,20 +182,20 @@ class Checkpointer:
     return {} if step is None else _read_meta(self._folder / str(step))
 
   def close(self):
-    """Wait for the last save; raise what went wrong with it."""
+    """Wait for the last save and raise its error, if any."""
     self._finish()
     self._orbax.close()
 
 
 class Found(NamedTuple):
-  """A checkpoint of a workdir, as `inspect` sees it.
+  """A checkpoint as `inspect` reports it.
 
   Attributes:
-    step: of the training.
-    size: bytes; None where that cannot be told.
-    meta: what it was made for.
-    fault: what is wrong with it, or None.
-    state: "verified", or why that cannot be told.
+    step: training step.
+    size: in bytes; None if unknown.
+    meta: what it was saved with.
+    fault: what is damaged, or None.
+    state: "verified", or why it could not be verified.
   """
 
   step: int
@@ -210,12 +206,8 @@ class Found(NamedTuple):
 
 
 def _without_ema(state):
-  return {
-    "step": state.step,
-    "skipped": state.skipped,
-    "params": state.params,
-    "opt_state": state.opt_state,
-  }
+  names = ("step", "skipped", "params", "opt_state")
+  return {name: getattr(state, name) for name in names}
 
 
 def _folder_of(workdir):
@@ -228,11 +220,11 @@ def _set_aside(path):
   if aside.exists():
     aside.rmtree()
   path.rename(aside)
-  logging.warning("%s is kept as %s; delete it at will.", path, aside.name)
+  logging.warning("%s was renamed to %s; you may delete it.", path, aside.name)
 
 
 def _delete(path):
-  """Delete a checkpoint; killed in the middle, it does not look like one."""
+  """Delete a checkpoint; renamed first, so that a kill leaves no half of it."""
   doomed = path.parent / (_DELETED + path.name)
   path.rename(doomed)
   doomed.rmtree()
@@ -253,9 +245,9 @@ def _check_meta(path, wanted):
 
 
 def _fault(path, items=()):
-  """Say what is wrong with a checkpoint; None also where it cannot be told."""
+  """Return what is damaged in a checkpoint; None if nothing, or unknown."""
   if not (path / manifest.NAME).exists():
-    logging.warning("%s has no manifest: not verified.", path)
+    logging.warning("%s has %s.", path, _UNVERIFIED)
     return None
   return manifest.fault(path, items)
 
@@ -276,7 +268,7 @@ def inspect(workdir):
   """Yield a Found for each checkpoint, reading all of its files."""
   for step in steps(workdir):
     path = _folder_of(workdir) / str(step)
-    fault, size, state = None, None, "no manifest: not verified"
+    fault, size, state = None, None, _UNVERIFIED
     if (path / manifest.NAME).exists():
       fault, state = manifest.fault(path), "verified"
       size = None if fault else manifest.size(path)
@@ -292,24 +284,24 @@ def find_good(workdir, items=()):
 
   Args:
     workdir: folder of the run.
-    items: of the checkpoint that are verified; all where there are none.
+    items: items to verify; () for all.
   """
   for step in reversed(steps(workdir)):
     path = _folder_of(workdir) / str(step)
     fault = _fault(path, items)
     if fault is None:
       return step
-    logging.warning("%s is damaged (%s): going back.", path, fault)
+    logging.warning("%s is damaged (%s): using an older one.", path, fault)
   return None
 
 
 def find_step(workdir, step, field="sampling.checkpoint_step"):
-  """Return `step`, or the newest undamaged one for -1.
+  """Return `step` if it is saved; for -1 the newest undamaged one.
 
   Args:
     workdir: folder of the run.
-    step: that is wanted.
-    field: that says so, for messages.
+    step: a step, or -1.
+    field: config field that `step` comes from, for messages.
 
   Raises:
     errors.UserError: there is no such checkpoint.
@@ -337,7 +329,7 @@ def read_params(workdir, step, like, weights):
 
   Args:
     workdir: folder of the run.
-    step: a step of `steps`.
+    step: one of `steps`.
     like: tree of the wanted structure, shapes and dtypes.
     weights: "ema" or "raw".
 
@@ -345,7 +337,7 @@ def read_params(workdir, step, like, weights):
     Tree of NumPy arrays.
 
   Raises:
-    errors.RunError: they are damaged.
+    errors.RunError: the checkpoint is damaged.
   """
   path = _folder_of(workdir) / str(step)
   item = {"ema": "ema", "raw": "state"}[weights]

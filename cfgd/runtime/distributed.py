@@ -1,4 +1,4 @@
-"""Processes and devices: who am I, how is a batch split, wait for all."""
+"""Join processes, exchange values, and place batches and weights on devices."""
 
 import contextlib
 import json
@@ -13,33 +13,27 @@ import numpy as np
 from cfgd.runtime import errors
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-# By which JAX is more patient than `peers`, whose line is to come first.
+# JAX's timeout is this much longer than that of `peers`, which reports first.
 _LATER = 30
-# Messages are filled up to a multiple of this, for fewer compilations.
+# Messages are padded to a multiple of this, to compile fewer programs.
 _MESSAGE_BYTES = 4096
 
 
 def initialize(*, join_seconds, peer_seconds):
-  """Join the other processes if the environment names any; once, first.
-
-  On a single machine it does nothing; `cluster` says what is looked at.
+  """Join the other processes, if `cluster` finds any; call once, first.
 
   Args:
-    join_seconds: to wait for all processes; then the process ends with a line.
-    peer_seconds: of silence after which a process counts as dead, and the
-      others end.
-
-  Raises:
-    errors.UserError: the environment names processes and not all that is
-      needed.
+    join_seconds: time to wait for all processes, before exiting with an error.
+    peer_seconds: silence after which a process counts as dead and ends the
+      others.
   """
   arguments = cluster(os.environ)
   if arguments is None:
     return
-  with _ending_after(join_seconds, arguments):
+  with _exit_after(join_seconds, arguments):
     jax.distributed.initialize(
       **arguments,
-      # JAX ends the process with a stack dump: ours comes first.
+      # On a timeout JAX dumps its stack: our line comes first.
       initialization_timeout=join_seconds + 60,
       heartbeat_timeout_seconds=peer_seconds + _LATER,
       shutdown_timeout_seconds=peer_seconds,
@@ -49,42 +43,51 @@ def initialize(*, join_seconds, peer_seconds):
 def cluster(environment):
   """Return the arguments of jax.distributed.initialize, None for one process.
 
+  Looks in this order at JAX_COORDINATOR_ADDRESS (or COORDINATOR_ADDRESS),
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID, the last two falling back to Open MPI's
+  and SLURM's variables; a SLURM or Open MPI job of several tasks; a TPU pod.
+  JAX_NUM_PROCESSES=1 always means one process.
+
   Args:
-    environment: mapping such as os.environ. In this order: JAX's own
-      JAX_COORDINATOR_ADDRESS (or COORDINATOR_ADDRESS), JAX_NUM_PROCESSES and
-      JAX_PROCESS_ID, with the last two from Open MPI or SLURM where they are
-      not set; a SLURM or Open MPI job of several tasks; a TPU pod.
-      JAX_NUM_PROCESSES=1 is one process whatever else there is.
+    environment: mapping such as os.environ.
+
+  Raises:
+    errors.UserError: a variable is missing or malformed.
   """
   address = environment.get("JAX_COORDINATOR_ADDRESS") or environment.get(
     "COORDINATOR_ADDRESS"
   )
-  names = ["JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"]
-  if "SLURM_STEP_NODELIST" in environment:  # of srun; sbatch sets the others
-    names.append("SLURM_NTASKS")
-  count = _integer(environment, *names)
-  process = _integer(
-    environment, "JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"
+  in_srun = "SLURM_STEP_NODELIST" in environment  # sbatch sets the others
+  in_pod = (
+    len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+  )
+  count = _integer(
+    environment,
+    *("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
+    *(["SLURM_NTASKS"] if in_srun else []),
   )
   if count == 1:
     return None
   if address:
-    return _explicit(address, count, process)
-  if count is not None and not _finds_coordinator(environment):
-    raise errors.UserError(
-      f"{count} processes and no JAX_COORDINATOR_ADDRESS: set it to HOST:PORT "
-      "of process 0 in all of them, or JAX_NUM_PROCESSES=1"
-    )
-  if count is not None or _is_pod(environment):
+    return _explicit(environment, address, count)
+  if count is None:
+    return {} if in_pod else None
+  # Whether JAX finds the address of process 0 by itself.
+  if in_srun or in_pod or "OMPI_MCA_orte_hnp_uri" in environment:
     return {}
-  return None
+  raise errors.UserError(
+    f"{count} processes and no JAX_COORDINATOR_ADDRESS: set it to HOST:PORT "
+    "of process 0 in all of them, or JAX_NUM_PROCESSES=1"
+  )
 
 
-def _explicit(address, count, process):
-  for name, value in (
-    ("JAX_NUM_PROCESSES", count),
-    ("JAX_PROCESS_ID", process),
-  ):
+def _explicit(environment, address, count):
+  process = _integer(
+    environment, "JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"
+  )
+  required = {"JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": process}
+  for name, value in required.items():
     if value is None:
       raise errors.UserError(
         f"JAX_COORDINATOR_ADDRESS={address} without {name}: set it too"
@@ -106,7 +109,7 @@ def _explicit(address, count, process):
 
 
 def _integer(environment, *names):
-  """Return the first of these variables that is set."""
+  """Return the first of these variables that is set, None if none is."""
   for name in names:
     if environment.get(name):
       try:
@@ -118,25 +121,9 @@ def _integer(environment, *names):
   return None
 
 
-def _finds_coordinator(environment):
-  """Say whether JAX finds the address of process 0 itself."""
-  return (
-    "SLURM_STEP_NODELIST" in environment
-    or "OMPI_MCA_orte_hnp_uri" in environment
-    or _is_pod(environment)
-  )
-
-
-def _is_pod(environment):
-  return (
-    len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-  )
-
-
 @contextlib.contextmanager
-def _ending_after(seconds, arguments):
-  """End the process with one line where the work inside takes longer."""
+def _exit_after(seconds, arguments):
+  """Exit with a one-line error if the work inside takes longer."""
 
   def end():
     address = arguments.get("coordinator_address", "the coordinator")
@@ -161,13 +148,10 @@ def _ending_after(seconds, arguments):
 
 @contextlib.contextmanager
 def naming_memory(*fields):
-  """Say which fields to lower when the devices' memory does not suffice.
+  """Raise errors.RunError naming fields to lower if device memory runs out.
 
   Args:
     *fields: such as "train.batch_size=256".
-
-  Raises:
-    errors.RunError: it did not.
   """
   try:
     yield
@@ -181,60 +165,56 @@ def naming_memory(*fields):
 
 
 def is_lead():
-  """Say whether this is the process that writes logs and results."""
+  """Return whether this is process 0, which writes logs and results."""
   return jax.process_index() == 0
 
 
 def barrier(name):
-  """Wait until every process has come here."""
+  """Wait until every process has reached this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def agree(value):
-  """Return the first process's integer or bool in all processes."""
+  """Return process 0's integer or bool in all processes."""
   if jax.process_count() == 1:
     return value
   return type(value)(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def by_lead(work):
-  """Return what the first process makes of work(), in all processes.
+  """Return process 0's work() in all processes.
 
-  For work on results that one process does for all, on its own devices. Where
-  it fails there, the others do not wait for it but raise the same error.
+  If it fails, the others do not wait but raise the same error.
 
   Args:
-    work: function without arguments whose value JSON can hold. No other process
-      takes part in it, so it must not wait for one.
-
-  Returns:
-    The value.
+    work: function without arguments whose value is JSON. No other process takes
+      part in it, so it must not wait for one.
 
   Raises:
     errors.UserError, errors.RunError: as work() did.
-    RuntimeError: work() raised another error, as the first process itself does.
+    RuntimeError: work() raised another error, as it does in process 0.
   """
   if jax.process_count() == 1:
     return work()
-  told = {}
+  outcome = {}
   if is_lead():
     try:
-      told = {"value": work()}
+      outcome = {"value": work()}
     except Exception as error:
-      _tell({"error": type(error).__name__, "message": str(error)})
+      _broadcast({"error": type(error).__name__, "message": str(error)})
       raise
-  told = _tell(told)
-  if "error" not in told:
-    return told["value"]
-  kind = getattr(errors, told["error"], None)
+  outcome = _broadcast(outcome)
+  if "error" not in outcome:
+    return outcome["value"]
+  kind = getattr(errors, outcome["error"], None)
   if kind is None:
-    raise RuntimeError(f"process 0: {told['error']}: {told['message']}")
-  raise kind(told["message"])
+    raise RuntimeError(f"process 0: {outcome['error']}: {outcome['message']}")
+  raise kind(outcome["message"])
 
 
-def _tell(value):
-  """Return the first process's value, which JSON can hold, in all processes."""
+def _broadcast(value):
+  """Return process 0's JSON value in all processes."""
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
   length = agree(len(data))
   buffer = np.zeros(-(-length // _MESSAGE_BYTES) * _MESSAGE_BYTES, np.uint8)
@@ -255,7 +235,7 @@ def split(tree, num_devices):
 
 
 def merge(array):
-  """Undo `split` and bring the result to the host."""
+  """Undo `split` and move the result to the host."""
   array = np.asarray(array)
   return array.reshape((-1, *array.shape[2:]))
 

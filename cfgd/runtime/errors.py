@@ -1,16 +1,16 @@
-"""The errors that are told in one line."""
+"""Errors that are reported in one line."""
 
-# What launchers restart on: the same command again goes on from what is saved.
-# It is sysexits.h's EX_TEMPFAIL.
+# Run the same command again and it resumes; launchers restart on this code.
+# It is EX_TEMPFAIL of sysexits.h.
 EXIT_AGAIN = 75
 
 
 class UserError(ValueError):
   """A mistake in a config, a path or a file.
 
-  The message names what is wrong, where, the value, and what is allowed or what
-  to do. Entry points print it and exit with code 2; what is not one of the
-  errors here is a defect of ours and keeps its traceback.
+  The message names the field or path, its value, and what is allowed or what
+  to do. Entry points print it and exit with code 2. Any other exception is a
+  bug of this project and keeps its traceback.
   """
 
 
@@ -19,14 +19,14 @@ class RunError(RuntimeError):
 
 
 class NonFiniteError(RunError):
-  """Numbers that are not finite, said and never hidden."""
+  """A NaN or infinity where there must be none."""
 
 
 class Preempted(RunError):
-  """A run that ended on request, work saved; exit code EXIT_AGAIN."""
+  """A run that was asked to end and has saved its work; EXIT_AGAIN."""
 
 
 def first_line(error, length=160):
-  """Return the start of an error's message, for a line of one's own."""
+  """Return the start of an error's message, to quote in another one."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0] if len(lines[0]) <= length else lines[0][:length] + "..."

@@ -8,16 +8,11 @@ from etils import epath
 
 @contextlib.contextmanager
 def open_atomic(path):
-  """Open a file for writing bytes that gets its name when it is complete.
+  """Open a binary file for writing that gets its name once it is complete.
 
-  A killed process leaves a `.tmp-...` file behind, never half a result; that is
-  what lets every front treat "the file exists" as "the work is done".
-
-  Args:
-    path: where to write; local or a bucket, missing folders are made.
-
-  Yields:
-    A binary file.
+  A killed process leaves a `.tmp-...` file and never half a result, so "the
+  file exists" means "the work is done". Works on buckets too; missing folders
+  are created.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)

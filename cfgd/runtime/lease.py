@@ -1,13 +1,13 @@
-"""Leases: several jobs share a folder, and no two do the same work.
+"""Leases: jobs that share a folder do not do the same work twice.
 
-A lease is a file whose time its holder renews. Taking one is creating the next
-file of its name, NAME.lease.1, .2, ..., which of several jobs exactly one can
-do, on one machine or on a shared file system. A lease that was not renewed for
-some time, or whose process is gone from this machine, is taken over by the next
-number. A killed job so leaves nothing that has to be cleaned up by hand.
+A lease is a file whose holder keeps renewing its time. Taking one means
+creating the next of NAME.lease.1, .2, ..., which exactly one of several jobs
+can do, on one machine or on a shared file system. The next number takes over a
+lease that was not renewed for too long, or whose process no longer runs on this
+machine, so a killed job leaves nothing to clean up by hand.
 
-Buckets cannot create a file exclusively: there, one job at a time is up to the
-user.
+Buckets cannot create a file exclusively. There leases do nothing, and running
+one job at a time is up to the user.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from cfgd.runtime import distributed
 from cfgd.runtime import errors
 
 _POLL_SECONDS = 1.0
-_SAY_SECONDS = 60.0
-_RENEWALS = 6  # in the time after which a lease is lost
+_LOG_SECONDS = 60.0
+_RENEWALS = 6  # within the time after which a lease is lost
 
 
 class Busy(errors.RunError):
@@ -36,33 +36,33 @@ class Busy(errors.RunError):
 
 @contextlib.contextmanager
 def hold(path, *, seconds, wait):
-  """Hold a lease while the work inside is done.
+  """Hold a lease during the work inside.
 
-  Of several processes the first one holds it, for all of them.
+  Among several processes the first one holds it for all.
 
   Args:
-    path: of the lease, without ".lease".
-    seconds: of silence after which another job takes it over.
-    wait: until it is free, saying so.
+    path: path of the lease, without ".lease".
+    seconds: time without renewal after which another job may take it over.
+    wait: wait until the lease is free, instead of raising Busy.
 
   Yields:
-    A function that raises errors.RunError where the lease was lost: this job
-    had been silent for too long.
+    A function that raises errors.RunError if the lease was lost because this
+    job did not renew it in time.
 
   Raises:
-    Busy: it is not free; names the holder.
+    Busy: another job, named in the message, holds it.
   """
   if "://" in str(path):
     yield lambda: None
     return
   lease = _Lease(epath.Path(path), seconds)
-  said = float("-inf")
+  logged = float("-inf")
   while not distributed.agree(distributed.is_lead() and lease.take()):
     if not wait:
-      raise Busy(f"{path}: {lease.holder()} is at it")
-    if time.monotonic() - said > _SAY_SECONDS:
-      logging.info("Waiting for %s, which %s holds.", path, lease.holder())
-      said = time.monotonic()
+      raise Busy(f"{path}: held by {lease.holder()}")
+    if time.monotonic() - logged > _LOG_SECONDS:
+      logging.info("Waiting for %s, held by %s.", path, lease.holder())
+      logged = time.monotonic()
     time.sleep(_POLL_SECONDS)
   try:
     yield lease.check
@@ -82,23 +82,23 @@ class _Lease:
     self._stop = threading.Event()
 
   def take(self):
-    """Return whether the lease is ours now."""
+    """Try to take the lease; return whether it is ours now."""
     self._folder.mkdir(parents=True, exist_ok=True)
-    numbers = self._numbers()
-    if numbers and self._is_alive(self._path(numbers[-1])):
+    files = self._files()
+    if files and self._is_alive(files[-1]):
       return False
-    mine = self._path(numbers[-1] + 1 if numbers else 1)
+    number = _number(files[-1]) + 1 if files else 1
+    mine = self._folder / f"{self._name}.{number}"
     try:
       with mine.open("x") as file:
         json.dump(_me(), file)
     except FileExistsError:
       return False
-    # The list above may be out of date: the holder can have given up meanwhile
-    # and another job have begun anew, at 1 or at the same number.
-    others = [self._path(number) for number in self._numbers()]
-    newest = others[-1:] == [mine]
-    others = [path for path in others if path != mine]
-    if not newest or any(map(self._is_alive, others)):
+    # The list above may be stale: the holder may have released the lease and
+    # another job have started over, at 1 or at the same number.
+    files = self._files()
+    others = [path for path in files if path != mine]
+    if files[-1:] != [mine] or any(map(self._is_alive, others)):
       mine.unlink(missing_ok=True)
       return False
     for path in others:
@@ -108,33 +108,29 @@ class _Lease:
     return True
 
   def check(self):
-    """Raise where another job has taken the lease over."""
+    """Raise errors.RunError if another job has taken the lease over."""
     if self._lost:
       raise errors.RunError(
         f"{self._folder / self._name}: another job has taken over, because "
-        f"this one was silent for {self._seconds:g} s"
+        f"this one did not renew it for {self._seconds:g} s"
       )
 
   def release(self):
-    """Give up what is held."""
+    """Stop renewing and delete the lease if we hold it."""
     self._stop.set()
     if self._held:
       self._held.unlink(missing_ok=True)
 
   def holder(self):
     """Return who holds the lease, in words."""
-    numbers = self._numbers()
-    about = numbers and _read(self._path(numbers[-1]))
+    files = self._files()
+    about = files and _read(files[-1])
     if not about:
       return "another job"
     return f"process {about['pid']} on {about['host']}"
 
-  def _path(self, number):
-    return self._folder / f"{self._name}.{number}"
-
-  def _numbers(self):
-    found = self._folder.glob(f"{self._name}.*")
-    return sorted(_number(path) for path in found)
+  def _files(self):
+    return sorted(self._folder.glob(f"{self._name}.*"), key=_number)
 
   def _renew(self):
     while not self._stop.wait(self._seconds / _RENEWALS):
@@ -143,12 +139,12 @@ class _Lease:
       except FileNotFoundError:
         self._lost = not self._stop.is_set()
         return
-      except OSError as error:  # may pass, as a file server's rest does
+      except OSError as error:  # perhaps a pause of the file server
         logging.warning("%s: %s", self._held, error)
 
   def _is_alive(self, path):
     about = _read(path)
-    if about and about["space"] == _space() and not _runs(about["pid"]):
+    if about and about["space"] == _pid_space() and not _runs(about["pid"]):
       return False
     try:
       return self._now() - path.stat().st_mtime < self._seconds
@@ -170,11 +166,15 @@ def _number(path):
 
 
 def _me():
-  return {"host": socket.gethostname(), "pid": os.getpid(), "space": _space()}
+  return {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "space": _pid_space(),
+  }
 
 
-def _space():
-  """Return what process numbers are unique in: a boot and its container."""
+def _pid_space():
+  """Return the scope in which process ids are unique: boot and container."""
   try:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,7 +1,7 @@
-"""A manifest: the size and CRC-32 that the files of a folder must have.
+"""A manifest: the size and CRC-32 of each file in a folder.
 
-It finds files that were cut short, lost or changed by accident, at the speed
-of reading them; it is no defence against intent.
+It detects truncated, lost or accidentally changed files at the speed of reading
+them. It is no protection against tampering.
 """
 
 from concurrent import futures
@@ -14,11 +14,11 @@ from cfgd.runtime import files
 
 NAME = "manifest.json"
 _CHUNK = 1 << 22
-_THREADS = 4  # CRC-32 of large chunks runs without Python's lock
+_THREADS = 4  # CRC-32 of large chunks releases the GIL.
 
 
 def write(folder, under):
-  """Read the files in some subfolders back and write down what they are."""
+  """Read back all files in the subfolders `under` and write their manifest."""
   folder = epath.Path(folder)
   names = sorted(
     name for part in under for name in _names(folder / part, f"{part}/")
@@ -32,14 +32,11 @@ def write(folder, under):
 
 
 def fault(folder, under=()):
-  """Say what is wrong with a folder's files.
+  """Return a few words about the first damaged file, None if there is none.
 
   Args:
-    folder: with a manifest.
-    under: subfolders that are looked at; all where there are none.
-
-  Returns:
-    A few words about the first fault; None where there is none.
+    folder: folder with a manifest.
+    under: subfolders to verify; () for all.
   """
   folder = epath.Path(folder)
   try:
@@ -47,18 +44,18 @@ def fault(folder, under=()):
     contents = {name: tuple(entry) for name, entry in contents.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return f"{NAME} cannot be read"
-  chosen = {
-    name: entry
-    for name, entry in contents.items()
-    if not under or name.split("/")[0] in under
-  }
+  chosen = [
+    item
+    for item in contents.items()
+    if not under or item[0].split("/")[0] in under
+  ]
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    faults = pool.map(lambda item: _fault_of(folder, *item), chosen.items())
-    return next((found for found in faults if found), None)
+    faults = pool.map(lambda item: _fault_of(folder, *item), chosen)
+    return next(filter(None, faults), None)
 
 
 def size(folder):
-  """Return the bytes of the files that a folder's manifest names."""
+  """Return the total bytes of the files in a folder's manifest."""
   contents = json.loads((epath.Path(folder) / NAME).read_text())["files"]
   return sum(length for length, _ in contents.values())
 

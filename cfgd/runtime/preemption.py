@@ -1,7 +1,7 @@
-"""Requests to end: answered where the work can be taken up again.
+"""Requests to stop, answered at points from which the work can resume.
 
-A process alone gets SIGTERM. Of several processes any one gets it, and JAX's
-preemption service makes all of them agree on one moment.
+A single process receives SIGTERM. Among several processes any one may receive
+it, and JAX's preemption service makes them agree on the moment to stop.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _state = {"deferring": 0, "requested": False}
 
 
 def install():
-  """Answer SIGTERM from now on; once, after the processes have joined."""
+  """Handle SIGTERM from now on; call once, after the processes have joined."""
   if not jax.distributed.is_initialized():
     signal.signal(signal.SIGTERM, _on_signal)
 
@@ -32,7 +32,7 @@ def _on_signal(number, frame):
 
 @contextlib.contextmanager
 def deferred():
-  """Let the work inside ask by `reached` instead of being interrupted."""
+  """Let the work inside poll `reached` instead of being interrupted."""
   _state["deferring"] += 1
   try:
     yield
@@ -41,26 +41,19 @@ def deferred():
 
 
 def reached():
-  """Say whether to save and end now; all processes ask equally often."""
+  """Return whether to save and stop now; all processes must poll alike."""
   if not jax.distributed.is_initialized():
     return _state["requested"]
   return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
 def check(message):
-  """End here if that was asked for; see `end`."""
+  """Stop here if that was requested; see `end`."""
   if reached():
     end(message)
 
 
 def end(message):
-  """End, having been asked to.
-
-  Args:
-    message: what has been saved.
-
-  Raises:
-    errors.Preempted: always.
-  """
+  """Raise errors.Preempted; `message` says what has been saved."""
   _state["requested"] = False
   raise errors.Preempted(f"ended by SIGTERM: {message}")

@@ -1,4 +1,4 @@
-"""End a process that hangs, with the stacks of all its threads."""
+"""End a hanging process, with the stacks of all its threads."""
 
 import faulthandler
 import sys
@@ -10,14 +10,14 @@ from cfgd.runtime import peers
 
 
 class Watchdog:
-  """Ends the process when `beat` was not called for too long."""
+  """End the process if `beat` is not called for too long."""
 
   def __init__(self, seconds, field):
     """Start watching.
 
     Args:
-      seconds: that may pass between two beats; 0 watches nothing.
-      field: that says so, for the message.
+      seconds: longest time between two beats; 0 disables the watchdog.
+      field: config field of `seconds`, for the message.
     """
     self._seconds = seconds
     self._field = field
@@ -26,14 +26,9 @@ class Watchdog:
     if seconds:
       threading.Thread(target=self._watch, daemon=True).start()
 
-  def beat(self, what, patience=1):
-    """Say that all is well.
-
-    Args:
-      what: comes next, for the message.
-      patience: times `seconds` that it may take.
-    """
-    self._what = what
+  def beat(self, activity, patience=1):
+    """Report progress: `activity` starts and may take patience * seconds."""
+    self._activity = activity
     self._deadline = time.monotonic() + patience * self._seconds
 
   def close(self):
@@ -48,9 +43,9 @@ class Watchdog:
   def _end(self):
     faulthandler.dump_traceback(all_threads=True)
     line = (
-      f"{self._what} hangs: nothing for {self._field}={self._seconds:g} s; the "
-      "stacks of all threads are above; the same command goes on from the last "
-      "checkpoint"
+      f"{self._activity} hangs: no progress for {self._field}="
+      f"{self._seconds:g} s; the stacks of all threads are above; run the same "
+      "command again to resume from the last checkpoint"
     )
     print(f"error: {line}", file=sys.stderr, flush=True)
     peers.end(line, errors.EXIT_AGAIN)

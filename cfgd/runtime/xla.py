@@ -1,4 +1,4 @@
-"""What this project tells the XLA compiler: options, and what to keep."""
+"""XLA compiler options, and barriers against recomputation."""
 
 import importlib.metadata
 import importlib.util
@@ -7,38 +7,33 @@ import os
 import jax
 
 # Measured in docs/performance.md, on two x86 cores.
-_CPU = {
-  # Barriers hold until code is generated, so that `settle` works.
+_CPU_OPTIONS = {
+  # Keep optimization barriers until code generation: `materialize` needs them.
   "--xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
 
 def set_options():
-  """Add the options to XLA_FLAGS that are not there; before JAX compiles.
+  """Add missing options to XLA_FLAGS; call before JAX compiles anything.
 
-  Where an accelerator may be used, nothing is set: none of these options has
-  been tried on one.
+  Does nothing where an accelerator may be used: none of the options has been
+  tested on one.
   """
   if not _on_cpu():
     return
   flags = os.environ.get("XLA_FLAGS", "").split()
-  there = {flag.split("=")[0] for flag in flags}
-  flags += [f"{k}={v}" for k, v in _CPU.items() if k not in there]
+  given = {flag.split("=")[0] for flag in flags}
+  flags += [f"{k}={v}" for k, v in _CPU_OPTIONS.items() if k not in given]
   os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
-def settle(tree):
-  """Have XLA compute arrays, and in a backward pass their gradients, once.
+def materialize(tree):
+  """Return the same arrays, computed once and not again in each consumer.
 
-  XLA's CPU compiler copies cheap producers into each of their consumers. Along
-  a chain of residual sums the copies grow with the depth, and what is known per
-  channel is computed per pixel. Other compilers decide that better themselves.
-
-  Args:
-    tree: arrays.
-
-  Returns:
-    The same arrays; nothing that needs one is computed before all are there.
+  XLA:CPU fuses copies of cheap producers into every consumer. Along a chain of
+  residual sums the copies grow with depth, and per-channel values are computed
+  anew for every pixel. The barrier stops that, in the backward pass too. Other
+  compilers decide it better by themselves.
   """
   if jax.default_backend() != "cpu":
     return tree
@@ -46,7 +41,7 @@ def settle(tree):
 
 
 def _on_cpu():
-  """Say whether JAX will compile for a CPU; asking JAX would be too late."""
+  """Return whether JAX will use the CPU; asking JAX would initialize it."""
   chosen = os.environ.get("JAX_PLATFORMS", "")
   if chosen:
     return chosen == "cpu"

@@ -1,15 +1,16 @@
-"""Fill what is missing of a set of samples, then put it together."""
+"""Sample from a trained run: fill the missing chunks, then assemble them."""
 
 import time
+from typing import Any
+from typing import NamedTuple
 
 from absl import logging
 from etils import epath
 import jax
 import numpy as np
 
-from cfgd import config as config_lib
-from cfgd import networks
-from cfgd import settings as settings_lib
+from cfgd import build
+from cfgd import identity
 from cfgd import validation
 from cfgd.data import images as image_ops
 from cfgd.runtime import checkpoint
@@ -17,59 +18,77 @@ from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.runtime import preemption
-from cfgd.sampling import configured
-from cfgd.sampling import second as second_lib
+from cfgd.sampling import guide as guide_lib
 from cfgd.sampling import store
 
 _GRID_COLUMNS = 10
 _GRID_ROWS = 4
 
 
-# Fields of a run that samples may differ in from its training: parameters are
-# float32 whatever they were trained in.
+# Fields in which samples may differ from training: parameters are float32
+# whatever the computation's type was.
 _OF_SAMPLING_TOO = ("model.dtype",)
-# Fields that say how many images, or where checkpoints are.
-_NOT_SETTINGS = (
+# Settings of how many images there are, and of where checkpoints are.
+_PLACES = (
   *("sampling.num_samples", "sampling.checkpoint_step"),
   *("sampling.second_dir", "sampling.second_step"),
 )
 
 
-def settings(config, workdir, step, second):
-  """Return what the samples depend on, by field; their number apart.
+class Samples(NamedTuple):
+  """A set of samples: what it is made from, and where it lives.
 
-  Args:
+  Attributes:
     config: ConfigDict.
-    workdir: folder of the model's run.
+    workdir: of the model's run.
     step: of the model's checkpoint.
-    second: of `second.find`.
+    guide: the guiding network, see `guide.find`; None without one.
+    settings: what the images depend on, by field; without their number.
   """
-  sampling = settings_lib.of_sampling(config)
-  # Not described where it has no effect.
-  second = second if "sampling.second_dir" in sampling else None
-  return {
-    "model": config_lib.model_digest(config, workdir),
-    **{field: config_lib.get(config, field) for field in _OF_SAMPLING_TOO},
+
+  config: Any
+  workdir: epath.Path
+  step: int
+  guide: guide_lib.Guide | None
+  settings: dict[str, Any]
+
+  @property
+  def folder(self):
+    """Where they live: its name has a digest of the settings."""
+    sampler, guidance, steps, w = (
+      self.settings[f"sampling.{name}"]
+      for name in ("sampler", "guidance", "T", "w")
+    )
+    digest = identity.settings_digest(self.settings)
+    name = f"{sampler}_{guidance}_T{steps}_w{w:g}_step{self.step}-{digest}"
+    return epath.Path(self.workdir) / "samples" / name
+
+
+def find(config, workdir):
+  """Return the Samples that a config asks for; nothing is written.
+
+  Raises:
+    errors.UserError: no checkpoint, another run's workdir, or a guiding network
+      that does not fit.
+  """
+  step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
+  identity.claim_workdir(config, workdir, write=False, ignore=_OF_SAMPLING_TOO)
+  guide = guide_lib.find(config, workdir)
+  sampling = identity.of_sampling(config)
+  # The guiding network is not described where it has no effect.
+  guided = guide and "sampling.second_dir" in sampling
+  settings = {
+    "model": identity.model_digest(config, workdir),
+    "model.dtype": config.model.dtype,
     "checkpoint_step": step,
-    "second": second_lib.describe(second),
-    **{k: v for k, v in sampling.items() if k not in _NOT_SETTINGS},
+    "second": guide.identity() if guided else None,
+    **{k: v for k, v in sampling.items() if k not in _PLACES},
   }
-
-
-def folder_of(workdir, what):
-  """Return where the samples of these `settings` live."""
-  sampler, guidance, steps, w = (
-    what[f"sampling.{name}"] for name in ("sampler", "guidance", "T", "w")
-  )
-  name = (
-    f"{sampler}_{guidance}_T{steps}_w{w:g}_step{what['checkpoint_step']}"
-    f"-{settings_lib.digest(what)}"
-  )
-  return epath.Path(workdir) / "samples" / name
+  return Samples(config, workdir, step, guide, settings)
 
 
 def generate(config, workdir):
-  """Make the samples that the config asks for; resumes by chunk.
+  """Make the samples that the config asks for; the same call resumes.
 
   Args:
     config: ConfigDict of configs/base.py's fields.
@@ -80,47 +99,69 @@ def generate(config, workdir):
     guided-diffusion's evaluator reads them. A PNG grid lies beside it.
 
   Raises:
-    errors.UserError: bad config, another run's workdir, no checkpoint, samples
-      there that were made with other defaults.
+    errors.UserError: bad config, another run's workdir, no checkpoint, or
+      existing samples that were made with other defaults.
     errors.NonFiniteError: a sample is not finite.
     errors.RunError: one image differs from place to place of a call.
     errors.Preempted: ended by a signal, after a chunk.
   """
   validation.validate(config, num_devices=jax.device_count())
   validation.validate_generation(config)
-  step = checkpoint.find_step(workdir, config.sampling.checkpoint_step)
-  config_lib.claim_workdir(config, workdir, write=False, but=_OF_SAMPLING_TOO)
-  settings_lib.warn_of_unused(config)
-  second = second_lib.find(config, workdir)
-  what = settings(config, workdir, step, second)
-  folder = folder_of(workdir, what)
-  settings_lib.claim(
-    folder / "settings.json", what, write=distributed.is_lead()
+  identity.warn_of_unused(config)
+  samples, sampling = find(config, workdir), config.sampling
+  folder = samples.folder
+  identity.claim_settings(
+    folder / "settings.json", samples.settings, write=distributed.is_lead()
   )
-  number = config.sampling.num_samples
-  result = folder / f"samples_{number}.npz"
+  result = folder / f"samples_{sampling.num_samples}.npz"
   if result.exists():
-    logging.info("Samples are there: %s", result)
+    logging.info("Samples exist: %s", result)
     return result
 
-  chunks = store.missing(folder, number, config.sampling.chunk_size)
-  # Before any process writes a chunk, all have seen which are missing.
+  chunks = store.missing(folder, sampling.num_samples, sampling.chunk_size)
+  # No process writes a chunk before all have listed the missing ones.
   distributed.barrier("chunks listed")
   if chunks:
     with distributed.naming_memory(
-      f"sampling.batch_size={config.sampling.batch_size}"
+      f"sampling.batch_size={sampling.batch_size}"
     ):
-      draw = _make_draw(config, workdir, step, second)
-      _fill(config, draw, folder, chunks)
+      _fill(samples, _checked_draw(samples), chunks)
   distributed.barrier("samples")
   if distributed.is_lead():
-    _assemble(folder, result, config)
+    _assemble(folder, result, sampling)
   distributed.barrier("samples assembled")
   return result
 
 
-def _fill(config, draw, folder, chunks):
-  """Sample this process's share of the chunks, write each as it is done."""
+def _checked_draw(samples):
+  """Return (index [n], label [n]) -> images [n, H, W, C] uint8, all finite."""
+  config, guide = samples.config, samples.guide
+  weights = config.sampling.weights
+  shapes = build.param_shapes(config)
+  params = (
+    checkpoint.read_params(samples.workdir, samples.step, shapes, weights),
+    guide and guide.params(weights),
+  )
+  params = distributed.replicate_locally(params)
+  draw = build.sampler(config, guide and guide.config)
+  draw.check_places(params)
+
+  def checked(index, label):
+    images, finite = draw(params, index, label)
+    if not finite.all():
+      raise errors.NonFiniteError(
+        f"{(~finite).sum()} of {len(index)} samples are not finite (first: "
+        f"image {index[~finite][0]}) at sampling.w={config.sampling.w}, "
+        f"T={config.sampling.T}, checkpoint {samples.step} of {samples.workdir}"
+      )
+    return images
+
+  return checked
+
+
+def _fill(samples, draw, chunks):
+  """Sample this process's share of the chunks; write each when it is done."""
+  config, folder = samples.config, samples.folder
   sampling = config.sampling
   mine = chunks[jax.process_index() :: jax.process_count()]
   total = sum(stop - start for start, stop in mine)
@@ -134,29 +175,29 @@ def _fill(config, draw, folder, chunks):
     sampling.sampler,
   )
   classes = np.array(sampling.labels or range(config.data.num_classes))
-  say = _progress(total)
+  log = _progress(total)
   with preemption.deferred():
-    # All processes take as many rounds, some maybe an empty last one.
+    # All processes take equally many rounds, some maybe an empty last one.
     for number in range(-(-len(chunks) // jax.process_count())):
       for start, stop in mine[number : number + 1]:
         index = np.arange(start, stop)
         label = classes[index % len(classes)].astype(np.int32)
-        images = _draw_all(draw, index, label, config, say)
+        images = _draw_chunk(draw, index, label, sampling.batch_size, log)
         store.write(folder, start, images, label)
       preemption.check(
         f"{len(mine[: number + 1])} of {len(mine)} chunks are written to "
-        f"{folder}; the same command goes on"
+        f"{folder}; the same command resumes"
       )
 
 
-def _draw_all(draw, index, label, config, say):
-  """Return the images [n, H, W, C] uint8 of a chunk, call by call."""
-  per_call = config.sampling.batch_size * jax.local_device_count()
+def _draw_chunk(draw, index, label, batch_size, log):
+  """Return the images [n, H, W, C] uint8 of a chunk, drawn call by call."""
+  per_call = batch_size * jax.local_device_count()
   parts = []
   for first in range(0, len(index), per_call):
     part = slice(first, first + per_call)
     parts.append(draw(index[part], label[part]))
-    say(len(parts[-1]))
+    log(len(parts[-1]))
   return np.concatenate(parts)
 
 
@@ -164,7 +205,7 @@ def _progress(total):
   """Return a function that counts images and logs their rate and ETA."""
   begin, done = time.monotonic(), 0
 
-  def say(more):
+  def log(more):
     nonlocal done
     done += more
     seconds = time.monotonic() - begin
@@ -178,37 +219,11 @@ def _progress(total):
       (total - done) * seconds / done,
     )
 
-  return say
+  return log
 
 
-def _make_draw(config, workdir, step, second):
-  """Return (index [n], label [n]) -> images [n, H, W, C] uint8."""
-  sampling = config.sampling
-  like = networks.param_shapes(config)
-  params = (
-    checkpoint.read_params(workdir, step, like, sampling.weights),
-    second and second_lib.read_params(second, sampling.weights),
-  )
-  params = distributed.replicate_locally(params)
-  sample = configured.make_draw(config, params, second and second[0])
-  configured.check_places(config, second and second[0], sample)
-
-  def draw(index, label):
-    images, finite = sample(index, label)
-    if not finite.all():
-      raise errors.NonFiniteError(
-        f"{(~finite).sum()} of {len(index)} samples are not finite (first: "
-        f"image {index[~finite][0]}) at sampling.w={sampling.w}, "
-        f"T={sampling.T}, checkpoint {step} of {workdir}"
-      )
-    return images
-
-  return draw
-
-
-def _assemble(folder, result, config):
+def _assemble(folder, result, sampling):
   """Write grid.png and, last, the .npz of all chunks."""
-  sampling = config.sampling
   images, labels = store.read(folder, sampling.num_samples, sampling.chunk_size)
   picture = image_ops.grid(images[: _GRID_COLUMNS * _GRID_ROWS], _GRID_COLUMNS)
   files.write_atomic(folder / "grid.png", image_ops.png(picture))

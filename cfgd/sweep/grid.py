@@ -1,10 +1,26 @@
-"""The cells of a sweep."""
+"""The cells of a sweep, and the plan of what each of them needs."""
 
+import dataclasses
 import itertools
 from typing import Any
 from typing import NamedTuple
 
+from etils import epath
+import jax
+import ml_collections
+
+from cfgd import identity
+from cfgd import methods
+from cfgd import validation
+
 AXES = ("p_uncond", "T", "w")
+# Fields of `metrics` that affect no number: paths, and how images are batched.
+_NO_EFFECT = (
+  *("feature_dir", "cache_dir", "inception"),
+  *("batch_size", "inception_batch_size", "chunk_size"),
+)
+# Prefix of the settings of a classifier that the sweep trains.
+_CLASSIFIER = "classifier."
 
 
 class Cell(NamedTuple):
@@ -14,8 +30,8 @@ class Cell(NamedTuple):
     p_uncond: label-drop probability of the model.
     T: network evaluations per branch.
     w: the paper's guidance strength.
-    fields: other fields of `sampling` at values of their own, as (name, value).
-    seed: of training and sampling; None is the config's own.
+    fields: (name, value) of other fields of `sampling` that the cell changes.
+    seed: of training and sampling; None for the config's own.
   """
 
   p_uncond: float
@@ -26,23 +42,23 @@ class Cell(NamedTuple):
 
   @property
   def id(self):
-    """Name that is also a folder's."""
+    """Name of the cell, used in folder names."""
     return self.point + self.suffix
 
   @property
   def suffix(self):
-    """What the seed adds to names of folders."""
+    """What the seed adds to folder names."""
     return "" if self.seed is None else f"_seed{self.seed}"
 
   @property
   def point(self):
-    """The same for all seeds."""
+    """Name shared by the cells that differ only in their seed."""
     own = "".join(f"_{name}-{_text(value)}" for name, value in self.fields)
     return f"p{self.p_uncond:g}_T{self.T}_w{self.w:g}{own}"
 
   @property
   def variant(self):
-    """What sets it apart besides the three axes, for readers; '' if nothing."""
+    """The other fields as text for readers; '' if there are none."""
     return ", ".join(
       _text(value) if name == "guidance" else f"{name} {_text(value)}"
       for name, value in self.fields
@@ -58,16 +74,14 @@ def _text(value):
 def cells(grids, sampling, seeds=()):
   """Return the cells of a union of products, each once.
 
+  They are ordered by seed, p_uncond, T, other fields and w: one training per
+  seed and p_uncond, one compilation per T and kind of sampler.
+
   Args:
     grids: name -> {"p_uncond", "T", "w", and any field of `sampling`}, each a
       sequence of values.
-    sampling: the fields' values where a grid does not name them.
-    seeds: to run every cell with; none for the config's own.
-
-  Returns:
-    List of Cell by seed, then p_uncond, then T, then the other fields, then w:
-    one training per seed and p_uncond, one compilation per T and kind of
-    sampler.
+    sampling: values of the fields that a grid does not name.
+    seeds: every cell runs with each of them; () for the config's own.
   """
   points = set()
   for axes in grids.values():
@@ -87,29 +101,166 @@ def cells(grids, sampling, seeds=()):
   ]
 
 
-def order(point):
-  """Return what cells of one seed are sorted by, see `cells`."""
-  fields = point.fields
-  return point.p_uncond, point.T, len(fields), repr(fields), point.w
+def order(cell):
+  """Return the sort key of the cells of one seed, see `cells`."""
+  fields = cell.fields
+  return cell.p_uncond, cell.T, len(fields), repr(fields), cell.w
 
 
-def shard(cells, index, count):
-  """Return the cells of one of several jobs: a run of neighbours.
-
-  Neighbours share a model and a compilation, so that a job needs few of them.
-  The jobs get about the same number of network evaluations.
+def cell_config(config, *, p_uncond, seed=None, **sampling):
+  """Return a copy of a sweep's config at one point.
 
   Args:
-    cells: of `cells`.
-    index: of the job, from 1.
-    count: number of jobs.
+    config: ConfigDict of the sweep.
+    p_uncond: of the model.
+    seed: of training and sampling; None keeps the config's own.
+    **sampling: values of fields of `sampling`.
   """
-  ends = list(
-    itertools.accumulate(cell.T * (2 if cell.w else 1) for cell in cells)
+  config = config.copy_and_resolve_references()
+  config.diffusion.p_uncond = p_uncond
+  if seed is not None:
+    config.seed = config.sampling.seed = seed
+  config.sampling.update(sampling)
+  return config
+
+
+def classifier_config(config):
+  """Return the config of a sweep's own classifier, None if it has none."""
+  if not config.sweep.classifier:
+    return None
+  config = config.copy_and_resolve_references()
+  changes = identity.flatten(config.sweep.classifier.to_dict())
+  config.update_from_flattened_dict(changes)
+  config.sampling.update({"guidance": "none", "w": 0.0})
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """A cell with all that its run needs.
+
+  Attributes:
+    config: the sweep's, with the values of the cell.
+    run_dir: folder of the model's run.
+    folder: of the results; named by a digest of `settings`, so that changed
+      settings make new cells in the same workdir.
+    settings: all that the numbers depend on, by dotted field.
+    guide_config: of the classifier that the sweep trains to guide this cell;
+      None if there is none.
+    guide_dir: folder of its run.
+  """
+
+  cell: Cell
+  config: ml_collections.ConfigDict
+  run_dir: epath.Path
+  folder: epath.Path
+  settings: dict[str, Any]
+  guide_config: ml_collections.ConfigDict | None = None
+  guide_dir: epath.Path | None = None
+
+  def claim(self, *, write):
+    """Check or record the settings, see `identity.claim_settings`."""
+    path = self.folder / "settings.json"
+    identity.claim_settings(path, self.settings, _defaults(), write=write)
+
+
+def plan(config, workdir):
+  """Plan a sweep: check every cell, and decide its config and its folders.
+
+  Returns:
+    List of Planned in the order of `cells`.
+
+  Raises:
+    errors.UserError: a bad grid, cell or classifier.
+  """
+  validation.validate_grids(config)
+  sweep = config.sweep
+  planned = [
+    _plan_cell(config, epath.Path(workdir), cell)
+    for cell in cells(sweep.grids, config.sampling, tuple(sweep.seeds))
+  ]
+  classifier = classifier_config(config)
+  if classifier is not None:
+    validation.validate(classifier, num_devices=jax.device_count())
+  return planned
+
+
+def _plan_cell(config, workdir, cell):
+  config = cell_config(
+    config,
+    p_uncond=cell.p_uncond,
+    seed=cell.seed,
+    T=cell.T,
+    w=cell.w,
+    **dict(cell.fields),
   )
+  if not config.metrics.feature_dir:
+    config.metrics.feature_dir = str(workdir / "feature_net")
+  guide_config = guide_dir = None
+  if _trains_its_classifier(config):
+    guide_dir = workdir / "runs" / f"classifier{cell.suffix}"
+    config.sampling.guide_dir = str(guide_dir)
+    guide_config = classifier_config(config)
+  validation.validate(config, num_devices=jax.device_count())
+  fields = _settings(config, guide_config)
+  name = f"{cell.id}-{identity.settings_digest(fields, _defaults())}"
+  return Planned(
+    cell,
+    config,
+    run_dir=workdir / "runs" / f"p{cell.p_uncond:g}{cell.suffix}",
+    folder=workdir / "cells" / name,
+    settings=fields,
+    guide_config=guide_config,
+    guide_dir=guide_dir,
+  )
+
+
+def _trains_its_classifier(config):
+  return (
+    methods.METHODS[config.sampling.guidance].guide == "classifier"
+    and not config.sampling.guide_dir
+    and bool(config.sweep.classifier)
+  )
+
+
+def _settings(config, guide_config):
+  """Return all that the numbers of a cell depend on, by dotted field."""
+  metrics = identity.to_dict(config)["metrics"]
+  metrics = {k: v for k, v in metrics.items() if k not in _NO_EFFECT}
+  fields = {
+    **_model_settings(config),
+    **identity.of_sampling(config),
+    **identity.flatten(metrics, "metrics."),
+  }
+  if guide_config is not None and "sampling.second_dir" in fields:
+    # Named by what it is: its path moves with the sweep.
+    del fields["sampling.second_dir"]
+    guide = _model_settings(guide_config)
+    fields |= {_CLASSIFIER + k: v for k, v in guide.items()}
+  return fields
+
+
+def _model_settings(config):
+  fields = identity.flatten(identity.of_model(config))
+  return fields | {"train.steps": config.train.steps}
+
+
+def _defaults():
+  default = identity.recorded_defaults()
+  return default | {_CLASSIFIER + k: v for k, v in default.items()}
+
+
+def shard(planned, index, count):
+  """Return the share of one of several jobs: a run of neighbouring cells.
+
+  Neighbours share a model and a compilation. The jobs, whose index counts from
+  1, get about equal numbers of network evaluations.
+  """
+  sizes = (one.cell.T * (2 if one.cell.w else 1) for one in planned)
+  ends = list(itertools.accumulate(sizes))
   middles = [(end + start) / 2 for start, end in itertools.pairwise([0, *ends])]
   return [
-    cell
-    for cell, middle in zip(cells, middles, strict=True)
+    one
+    for one, middle in zip(planned, middles, strict=True)
     if int(middle / ends[-1] * count) == index - 1
   ]

@@ -1,9 +1,9 @@
-"""Published weights as a checkpoint of ours."""
+"""Import published weights as the first checkpoint of a run."""
 
 from absl import logging
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
+from cfgd import identity
 from cfgd import validation
 from cfgd.convert import guided_diffusion
 from cfgd.runtime import checkpoint
@@ -26,23 +26,21 @@ def import_checkpoint(config, workdir, source):
       network has, or a workdir that is in use.
   """
   validation.validate(config, num_devices=1)
-  config_lib.claim_workdir(config, workdir, write=False)
+  identity.claim_workdir(config, workdir, write=False)
   if checkpoint.steps(workdir):
     raise errors.UserError(f"{workdir} has checkpoints: use another --workdir")
   params = guided_diffusion.to_flax(
-    guided_diffusion.read(source), networks.param_shapes(config), path=source
+    guided_diffusion.read(source), build.param_shapes(config), path=source
   )
-  config_lib.claim_workdir(config, workdir, write=True)
-  state = state_lib.create(
-    params, state_lib.make_optimizer(**config_lib.adam_arguments(config))
-  )
+  identity.claim_workdir(config, workdir, write=True)
+  state = state_lib.create(params, build.optimizer(config))
   checkpoints = checkpoint.Checkpointer(
     workdir, keep=config.train.keep, keep_every=config.train.keep_every
   )
   checkpoints.save(
     state,
     {
-      "config": config_lib.model_digest(config, workdir),
+      "config": identity.model_digest(config, workdir),
       "preprocessing": "",
       "imported_from": str(source),
     },

@@ -1,7 +1,10 @@
-"""Train a network: build, restore, for step, log, save."""
+"""Train a network: build, restore, then step, log and save."""
 
+from collections.abc import Callable
 import contextlib
 import functools
+from typing import Any
+from typing import NamedTuple
 
 from absl import logging
 from clu import metric_writers
@@ -11,13 +14,11 @@ from etils import epath
 import jax
 import numpy as np
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
+from cfgd import identity
 from cfgd import validation
 from cfgd.convert import guided_diffusion
-from cfgd.data import pipeline
 from cfgd.data import prepare
-from cfgd.data import sources
 from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
@@ -27,7 +28,6 @@ from cfgd.runtime import preemption
 from cfgd.runtime import watchdog
 from cfgd.training import progress as progress_lib
 from cfgd.training import state as state_lib
-from cfgd.training import steps
 from cfgd.training import tasks
 
 _PROGRESS_SECONDS = 15.0
@@ -56,29 +56,20 @@ def train(config, workdir, *, wait=True):
     lease.Busy: another job trains here, and `wait` is False.
   """
   validation.validate(config, num_devices=jax.device_count())
-  prepare.ensure(
-    config.data.source,
-    image_size=config.data.image_size,
-    crop=config.data.crop,
-    data_dir=config.data.dir,
-    background=config.data.background,
-    random_crop=config.data.random_crop,
-  )
-  source = sources.load(
-    config.data.source, "train", **config_lib.training_arguments(config)
-  )
-  config_lib.claim_workdir(config, workdir, write=distributed.is_lead())
+  prepare.ensure(build.data_spec(config, training=True))
+  source = build.source(config, "train", training=True)
+  identity.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):
     return
-  train = config.train
+  seconds = config.train.lease_seconds
   with (
     lease.hold(
-      epath.Path(workdir) / "train", seconds=train.lease_seconds, wait=wait
+      epath.Path(workdir) / "train", seconds=seconds, wait=wait
     ) as check_lease,
     distributed.naming_memory(
-      f"train.batch_size={train.batch_size}",
+      f"train.batch_size={config.train.batch_size}",
       f"set model.remat=True (now {config.model.remat})",
-      f"raise train.microbatches={train.microbatches}",
+      f"raise train.microbatches={config.train.microbatches}",
     ),
   ):
     if not _is_trained(config, workdir):  # the other job may have done it
@@ -101,7 +92,7 @@ def _is_trained(config, workdir):
 
 
 def _run(config, workdir, source, check_lease):
-  """Take the steps that are missing, watched over, and leave nothing open."""
+  """Take the steps that are missing, watched, and close what was opened."""
   train = config.train
   checkpoints = checkpoint.Checkpointer(
     workdir,
@@ -112,129 +103,137 @@ def _run(config, workdir, source, check_lease):
   writer = metric_writers.create_default_writer(
     str(workdir), just_logging=not distributed.is_lead()
   )
-  dog = watchdog.Watchdog(train.watchdog_seconds, "train.watchdog_seconds")
+  monitor = watchdog.Watchdog(train.watchdog_seconds, "train.watchdog_seconds")
   with (
     preemption.deferred(),
     contextlib.closing(checkpoints),
     contextlib.closing(writer),
-    contextlib.closing(dog),
+    contextlib.closing(monitor),
   ):
-    _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease)
+    run = _Run(config, workdir, checkpoints, writer, monitor, check_lease)
+    _take_steps(run, source)
 
 
-def _take_steps(config, workdir, source, checkpoints, writer, dog, check_lease):
-  """The training loop itself."""
-  network, task = networks.build(config), tasks.TASKS[config.task]
+class _Run(NamedTuple):
+  """What the loop writes to, and who watches it."""
+
+  config: Any
+  workdir: epath.Path
+  checkpoints: checkpoint.Checkpointer
+  writer: Any
+  monitor: watchdog.Watchdog
+  check_lease: Callable[[], None]
+
+
+def _take_steps(run, source):
+  """Take the training steps: the loop itself."""
+  config, train = run.config, run.config.train
   meta = {
-    "config": config_lib.model_digest(config, workdir),
+    "config": identity.model_digest(config, run.workdir),
     "preprocessing": source.preprocessing,
   }
-  state = _restore_or_start(config, network, workdir, source, checkpoints, meta)
+  state = _restore_or_start(run, source, meta)
   first_step = int(state.step)
-  step, batches = _make_step(config, network), _batches(config, source, state)
+  step, batches = build.train_step(config), build.batches(config, source, state)
   traced = {"p_uncond": np.float32(config.diffusion.p_uncond)}
   progress = periodic_actions.ReportProgress(
-    num_train_steps=config.train.steps,
-    writer=writer,
-    every_secs=_PROGRESS_SECONDS,
+    num_train_steps=train.steps, writer=run.writer, every_secs=_PROGRESS_SECONDS
   )
-  _say_start(config, source, first_step, state.params)
-
-  history = progress_lib.History(checkpoints.newest_meta().get(_IN_A_ROW, 0))
-
-  def record(number, metrics):
-    history.add(metrics)
-    if history.skipped_in_a_row > config.train.max_skipped:
-      writer.write_scalars(number, history.summarize())
-      _end_lost(history, number, config.train.max_skipped, checkpoints)
-
+  _log_start(config, source, first_step, state.params)
+  history = progress_lib.History(
+    run.checkpoints.newest_meta().get(_IN_A_ROW, 0)
+  )
   in_flight = progress_lib.InFlight(
     _IN_FLIGHT,
-    done=lambda number: dog.beat(f"step {number + 1}"),
-    record=record,
+    done=lambda number: run.monitor.beat(f"step {number + 1}"),
+    record=functools.partial(_record, run, history),
   )
-  dog.beat(f"step {first_step + 1}", _PATIENCE)  # compiles
+  run.monitor.beat(f"step {first_step + 1}", _PATIENCE)  # compiles
   for number, batch in zip(
-    range(first_step + 1, config.train.steps + 1), batches, strict=False
+    range(first_step + 1, train.steps + 1), batches, strict=False
   ):
     state, metrics = step(state, batch, traced)
     if jax.default_backend() == "cpu":
       # JAX before 0.12 deadlocks on several virtual CPU devices when many
-      # steps with collectives are under way.
+      # steps with collectives are in flight.
       jax.block_until_ready(metrics)
     stop = preemption.reached()
     in_flight.add(number, metrics)
     progress(number)
-    checkpoints.check()
-    last = number == config.train.steps
-    log = last or number % config.train.log_every == 0
-    save = last or stop or number % config.train.checkpoint_every == 0
-    show = _due(number, config.train.sample_every)
-    if not (log or save or show):
-      continue
-    in_flight.drain()
-    if log:
-      writer.write_scalars(number, history.summarize())
-    if save:
-      dog.beat(f"saving step {number}", _PATIENCE)
-      check_lease()
-      in_a_row = {_IN_A_ROW: history.skipped_in_a_row}
-      checkpoints.save(state, meta | in_a_row)
-    if stop and not last:
-      _end_early(checkpoints, number, config, workdir)
-    if show:
-      dog.beat(f"what is shown of step {number}", _PATIENCE)
-      task.show(config, network, state, workdir, writer)
-    dog.beat(f"step {number + 1}")
+    run.checkpoints.check()
+    _log_save_show(run, state, number, in_flight, history, meta, stop)
 
 
-def _end_lost(history, number, max_skipped, checkpoints):
-  """End a run that does not recover; its last step is `number`."""
-  skipped = history.skipped_in_a_row
-  newest = checkpoints.newest_step()
+def _log_save_show(run, state, number, in_flight, history, meta, stop):
+  """Do what is due after a step; end the run where it was asked to."""
+  train = run.config.train
+  last = number == train.steps
+  log = last or number % train.log_every == 0
+  save = last or stop or number % train.checkpoint_every == 0
+  show = train.sample_every and number % train.sample_every == 0
+  if not (log or save or show):
+    return
+  in_flight.drain()
+  if log:
+    run.writer.write_scalars(number, history.summarize())
+  if save:
+    run.monitor.beat(f"saving step {number}", _PATIENCE)
+    run.check_lease()
+    in_a_row = {_IN_A_ROW: history.skipped_in_a_row}
+    run.checkpoints.save(state, meta | in_a_row)
+  if stop and not last:
+    run.checkpoints.close()
+    preemption.end(
+      f"step {number} of {train.steps} is saved in {run.workdir}; the same "
+      "command resumes"
+    )
+  if show:
+    run.monitor.beat(f"samples or accuracy at step {number}", _PATIENCE)
+    tasks.TASKS[run.config.task].show(
+      run.config, state, run.workdir, run.writer
+    )
+  run.monitor.beat(f"step {number + 1}")
+
+
+def _record(run, history, number, metrics):
+  """Add a step's metrics; end a run that does not recover."""
+  history.add(metrics)
+  skipped, limit = history.skipped_in_a_row, run.config.train.max_skipped
+  if skipped <= limit:
+    return
+  run.writer.write_scalars(number, history.summarize())
+  newest = run.checkpoints.newest_step()
   raise errors.NonFiniteError(
     f"{skipped} steps in a row, {number - skipped + 1} to {number}, had a loss "
     "or gradient that is not finite and were skipped, more than "
-    f"train.max_skipped={max_skipped}; last checkpoint: "
+    f"train.max_skipped={limit}; last checkpoint: "
     f"{'none' if newest is None else f'step {newest}'}"
   )
 
 
-def _end_early(checkpoints, number, config, workdir):
-  checkpoints.close()
-  preemption.end(
-    f"step {number} of {config.train.steps} is saved in {workdir}; the same "
-    "command goes on"
-  )
-
-
-def _due(number, every):
-  return every and number % every == 0
-
-
-def _restore_or_start(config, network, workdir, source, checkpoints, meta):
-  """Return the state to go on from, on all devices."""
+def _restore_or_start(run, source, meta):
+  """Return the state to continue from, on all devices."""
+  config = run.config
   state = state_lib.create(
-    networks.initial_params(config),
-    state_lib.make_optimizer(**config_lib.adam_arguments(config)),
+    build.initial_params(config), build.optimizer(config)
   )
-  restored = checkpoints.restore_newest(state, meta)
+  restored = run.checkpoints.restore_newest(state, meta)
   if restored is not None:
     return distributed.replicate(restored)
   if config.train.init_from:
-    params = _weights_of(config, state.params)
+    params = _initial_weights(config, state.params)
     state = state.replace(
       params=params, ema_params=jax.tree.map(np.copy, params)
     )
   if distributed.is_lead():
     overview = parameter_overview.get_parameter_overview(state.params)
-    files.write_atomic(workdir / "parameters.txt", overview + "\n")
-  tasks.TASKS[config.task].check(config, network, source, state.params)
+    files.write_atomic(run.workdir / "parameters.txt", overview + "\n")
+  tasks.TASKS[config.task].check(config, source, state.params)
   return distributed.replicate(state)
 
 
-def _weights_of(config, like):
-  """Read train.init_from's averaged weights, with a null row if it lacks one.
+def _initial_weights(config, like):
+  """Read train.init_from's averaged weights; add a null row if it lacks one.
 
   Args:
     config: ConfigDict.
@@ -242,7 +241,7 @@ def _weights_of(config, like):
   """
   origin = config.train.init_from
   step = checkpoint.find_step(origin, -1)
-  theirs = config_lib.from_dict(config_lib.read_recorded(origin))
+  theirs = identity.recorded_config(origin)
   if theirs.model.null_row or not config.model.null_row:
     return checkpoint.read_params(origin, step, like, "ema")
   table = like["label_emb"]["embedding"]
@@ -251,37 +250,7 @@ def _weights_of(config, like):
   return guided_diffusion.add_null_row(params)
 
 
-def _make_step(config, network):
-  return _cached_step(
-    tasks.TASKS[config.task].loss(config, network),
-    tuple(config_lib.adam_arguments(config).items()),
-    seed=config.seed,
-    ema_decay=config.optim.ema_decay,
-    ema_warmup=config.optim.ema_warmup,
-    microbatches=config.train.microbatches,
-  )
-
-
-@functools.cache
-def _cached_step(loss, adam, **options):
-  """Cached, so that the trainings of a sweep share one compilation."""
-  optimizer = state_lib.make_optimizer(**dict(adam))
-  return steps.make_train_step(loss, optimizer, **options)
-
-
-def _batches(config, source, state):
-  return pipeline.batches(
-    source,
-    seed=config.seed,
-    batch_size=config.train.batch_size,
-    flip=config.data.flip,
-    first_step=int(state.step),
-    num_threads=config.data.threads,
-    prefetch=config.data.prefetch,
-  )
-
-
-def _say_start(config, source, first_step, params):
+def _log_start(config, source, first_step, params):
   devices = jax.device_count()
   logging.info(
     "Training a %s of %s parameters on %d images (%s), p_uncond=%g, from step "

@@ -1,10 +1,10 @@
-"""What is trained: a loss per example for each task, and a probe of it.
+"""A loss per example for each task, and a probe of conditioning.
 
 A loss is `(params, keys [B], batch, traced) -> (loss [B], measured)`: the batch
 is {"image": [B, H, W, C] uint8, "label": [B]}, `traced` a dict of scalars that
-do not recompile, and `measured` one of (value [B], weight [B]), whose weighted
-means are logged. The same arguments make the same function, so that what is
-compiled for one run of a sweep serves the next.
+do not recompile, and `measured` a dict of (value [B], weight [B]) whose
+weighted means are logged. Equal arguments give the same function, so that what
+is compiled for one run of a sweep serves the next.
 """
 
 import functools
@@ -16,40 +16,28 @@ import optax
 
 from cfgd import diffusion
 from cfgd.data import pixels
-from cfgd.models import parametrization
 
 _NOISE_BANDS = 4
 
 
 @functools.cache
-def diffusion_loss(network, *, null_label, timesteps, logsnr_min, logsnr_max):
-  """Make the loss of Algorithm 1 for a Flax network.
+def diffusion_loss(model, null_label):
+  """Return the loss of Algorithm 1; it reads "p_uncond" in `traced`.
 
   Args:
-    network: Flax module, (z, time, label, dropout_keys) -> eps.
+    model: parametrization.Model, whose network takes dropout keys.
     null_label: label of the unconditional model.
-    timesteps: see `parametrization.denoiser`.
-    logsnr_min: lower end of the schedule.
-    logsnr_max: upper end of the schedule.
-
-  Returns:
-    A loss that reads "p_uncond" in `traced`.
   """
-  schedule = {"logsnr_min": logsnr_min, "logsnr_max": logsnr_max}
 
   def loss(params, keys, batch, traced):
-    def apply(z, time, label):
-      dropout_keys = diffusion.fold_in(keys, 1)
-      return network.apply({"params": params}, z, time, label, dropout_keys)
-
     values = diffusion.loss(
-      parametrization.denoiser(apply, timesteps=timesteps, **schedule),
+      model.denoiser(params, diffusion.fold_in(keys, 1)),
       diffusion.fold_in(keys, 0),
       pixels.to_x(batch["image"]),
       batch["label"],
       p_uncond=traced["p_uncond"],
       null_label=null_label,
-      **schedule,
+      schedule=model.schedule,
     )
     return values, {}
 
@@ -57,42 +45,29 @@ def diffusion_loss(network, *, null_label, timesteps, logsnr_min, logsnr_max):
 
 
 @functools.cache
-def classifier_loss(network, *, timesteps, logsnr_min, logsnr_max):
-  """Make the loss of the noisy classifier p(c|z), at the model's noise levels.
+def classifier_loss(model):
+  """Return the loss of a noisy classifier p(c|z) at the model's noise levels.
 
   Cross entropy at lambda(u), u uniform: Dhariwal & Nichol, arXiv:2105.05233,
-  section 4, with the schedule of the diffusion model in place of theirs.
+  section 4, with the schedule of the diffusion model in place of theirs. It
+  measures the accuracy, overall and by quarters of u from clean (u=0) to noise
+  (u=1).
 
   Args:
-    network: Flax module, (z, time, dropout_keys) -> logits.
-    timesteps: see `parametrization.denoiser`.
-    logsnr_min: lower end of the schedule.
-    logsnr_max: upper end of the schedule.
-
-  Returns:
-    A loss that measures the accuracy, in all and by quarters of u from clean
-    (u=0) to noise (u=1).
+    model: parametrization.Model, whose network takes dropout keys.
   """
-  schedule = {"logsnr_min": logsnr_min, "logsnr_max": logsnr_max}
 
   def loss(params, keys, batch, traced):
     del traced
-
-    def apply(z, time):
-      dropout_keys = diffusion.fold_in(keys, 1)
-      return network.apply({"params": params}, z, time, dropout_keys)
-
-    logits_of = parametrization.classifier(
-      apply, timesteps=timesteps, **schedule
-    )
+    classify = model.classifier(params, diffusion.fold_in(keys, 1))
     key_u, key_eps = (
       diffusion.fold_in(diffusion.fold_in(keys, 0), i) for i in range(2)
     )
     u = jax.vmap(jax.random.uniform)(key_u)
-    logsnr = diffusion.logsnr_schedule(u, **schedule)
+    logsnr = model.schedule.logsnr(u)
     x, label = pixels.to_x(batch["image"]), batch["label"]
     z = diffusion.diffuse(x, diffusion.normal(key_eps, x.shape[1:]), logsnr)
-    logits = logits_of(z, logsnr)
+    logits = classify(z, logsnr)
     values = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return values, _accuracy(logits.argmax(axis=-1) == label, u)
 
@@ -100,7 +75,7 @@ def classifier_loss(network, *, timesteps, logsnr_min, logsnr_max):
 
 
 def _accuracy(right, u):
-  """Return the accuracy as `measured` has it, in all and by noise."""
+  """Return the accuracy as `measured` has it, overall and by noise level."""
   right = right.astype(jnp.float32)
   measured = {"accuracy": (right, jnp.ones_like(u))}
   band = jnp.minimum(jnp.floor(u * _NOISE_BANDS), _NOISE_BANDS - 1)
@@ -112,10 +87,10 @@ def _accuracy(right, u):
 
 
 def conditioning_fault(loss, params, batch):
-  """Look for a network that ignores the label, or sees it where it is dropped.
+  """Find a network that ignores the label, or sees it where it is dropped.
 
   The parameters are perturbed first: a fresh network's last layer is zero and
-  hides everything.
+  hides everything else.
 
   Args:
     loss: of `diffusion_loss`.

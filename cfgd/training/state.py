@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cfgd.runtime import xla
-
 
 class TrainState(flax.struct.PyTreeNode):
   """Everything that a resumed run needs; no axis for devices.
@@ -110,13 +108,8 @@ def update(state, grads, finite, optimizer, decay):
   Returns:
     TrainState with step + 1.
   """
-  updates, _ = optimizer.update(grads, state.opt_state, state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  # The moments are read for the parameters before they are replaced, in place:
-  # left to itself, XLA's CPU compiler makes a copy of each first. Where nothing
-  # is settled, the two updates are one.
-  params, opt_state, grads = xla.settle((params, state.opt_state, grads))
-  _, opt_state = optimizer.update(grads, opt_state, state.params)
   ema_params = jax.tree.map(
     lambda ema, new: ema + (1.0 - decay) * (new - ema), state.ema_params, params
   )

@@ -1,7 +1,7 @@
 """What differs between the tasks of the one training loop.
 
-Each task has a loss, a check of fresh parameters, and something to look at now
-and then: samples of a diffusion model, the accuracy of a classifier.
+Each task has a check of fresh parameters, and something to show now and then:
+samples of a diffusion model, the accuracy of a classifier.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cfgd import config as config_lib
+from cfgd import build
+from cfgd import diffusion
+from cfgd import methods
 from cfgd.data import images as image_ops
-from cfgd.data import sources
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
-from cfgd.sampling import configured
 from cfgd.training import losses
 from cfgd.training import steps
 
@@ -26,46 +26,33 @@ _GRID_COLUMNS = 10
 
 
 class Task(NamedTuple):
-  """Functions of a config and its network.
+  """A row of TASKS.
 
   Attributes:
-    loss: (config, network) -> loss, see `losses`.
-    check: (config, network, source, params); ends a run that cannot work.
-    show: (config, network, state, workdir, writer); writes scalars and files.
+    check: (config, source, params); raises where training cannot work.
+    show: (config, state, workdir, writer); writes scalars and files.
   """
 
-  loss: Callable
   check: Callable
   show: Callable
 
 
-def _diffusion_loss(config, network):
-  return losses.diffusion_loss(
-    network,
-    null_label=config.data.num_classes,
-    **config_lib.parametrization(config),
-  )
-
-
-def _check_conditioning(config, network, source, params):
-  """End a run early whose guidance could not work."""
+def _check_conditioning(config, source, params):
+  """Refuse a network with which guidance cannot work."""
   if not config.model.null_row:
     return
   batch = source.read(np.arange(1))
-  loss = _diffusion_loss(config, network)
-  fault = losses.conditioning_fault(loss, params, batch)
+  fault = losses.conditioning_fault(build.loss(config), params, batch)
   if fault:
     raise errors.RunError(f"{fault}: classifier-free guidance cannot work")
 
 
-def _show_samples(config, network, state, workdir, writer):
+def _show_samples(config, state, workdir, writer):
   """Write a grid of samples of the averaged weights, class by class."""
-  del network
   params = distributed.replicate_locally(jax.device_get(state.ema_params))
   index = np.arange(config.sampling.batch_size * jax.local_device_count())
   label = (index % config.data.num_classes).astype(np.int32)
-  draw = configured.make_draw(_preview(config), (params, None))
-  images, _ = draw(index, label)
+  images, _ = build.sampler(_preview(config))((params, None), index, label)
   picture = image_ops.grid(images, _GRID_COLUMNS)
   number = int(state.step)
   writer.write_images(number, {"samples": picture[None]})
@@ -74,53 +61,33 @@ def _show_samples(config, network, state, workdir, writer):
     files.write_atomic(path, image_ops.png(picture))
 
 
-# Of fields that need another network, or a second eps to contrast with.
-_PLAIN = {
-  "classifier_form": "eps",
-  "classifier_w": 0.0,
-  "second_dir": "",
-  "second_step": -1,
-}
-_UNGUIDED = {
-  "w": 0.0,
-  "w_schedule": "constant",
-  "interval": (),
-  "rescale": 0.0,
-}
+# Of a model that is trained with labels only, or without any.
+_UNGUIDED = {"w_schedule": "constant", "interval": (), "rescale": 0.0}
 
 
 def _preview(config):
-  """Return a copy of the config that samples by the model under training alone.
-
-  Classifier-free guidance where it learns with and without labels, else the one
-  of the two that it learns.
-  """
+  """Return a config that samples from the model under training alone."""
   config = config.copy_and_resolve_references()
-  p_uncond = config.diffusion.p_uncond
-  config.sampling.update(_PLAIN | {"guidance": "cfg"})
-  if p_uncond == 0:
-    config.sampling.update(_UNGUIDED | {"guidance": "none"})
-  elif p_uncond == 1:
-    config.sampling.update(_UNGUIDED | {"w": -1.0})
+  sampling, p_uncond = config.sampling, config.diffusion.p_uncond
+  sampling.guidance = methods.without_guide(sampling.guidance, p_uncond)
+  if p_uncond in (0, 1):
+    sampling.update(_UNGUIDED | {"w": -float(p_uncond)})
+  if diffusion.SAMPLERS[sampling.sampler].takes_score:
+    sampling.sampler = "ancestral"
   return config
 
 
-def _classifier_loss(config, network):
-  return losses.classifier_loss(network, **config_lib.parametrization(config))
-
-
-def _show_accuracy(config, network, state, workdir, writer):
+def _show_accuracy(config, state, workdir, writer):
   """Write the averaged weights' loss and accuracy on held-out images."""
-  source = sources.load(
-    config.data.source, "heldout", **config_lib.training_arguments(config)
-  )
+  source = build.source(config, "heldout", training=True)
   count = min(len(source), config.train.heldout_images)
   params = distributed.replicate_locally(jax.device_get(state.ema_params))
-  step = _eval_step(_classifier_loss(config, network), config.seed)
-  sums = []
+  step = _eval_step(build.loss(config), config.seed)
   rows = config.train.batch_size // config.train.microbatches
-  for batch in _heldout_batches(source, count, rows):
-    sums.append(jax.device_get(step(params, batch, {})))
+  sums = [
+    jax.device_get(step(params, batch, {}))
+    for batch in _heldout_batches(source, count, rows)
+  ]
   totals = jax.tree.map(lambda *parts: np.sum(parts), *sums)
   means = steps.weighted_means(totals, prefix="heldout_")
   number = int(state.step)
@@ -152,6 +119,6 @@ def _heldout_batches(source, count, batch_size):
 
 
 TASKS = {
-  "diffusion": Task(_diffusion_loss, _check_conditioning, _show_samples),
-  "classifier": Task(_classifier_loss, lambda *_: None, _show_accuracy),
+  "diffusion": Task(_check_conditioning, _show_samples),
+  "classifier": Task(lambda *_: None, _show_accuracy),
 }

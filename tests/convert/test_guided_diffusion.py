@@ -1,6 +1,5 @@
 """Names, layouts and time of published ADM weights; PyTorch is not needed."""
 
-import math
 import pickle
 import sys
 import zipfile
@@ -10,20 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import config as config_lib
-from cfgd import diffusion
-from cfgd import networks
+from cfgd import build
 from cfgd import validation
 from cfgd.convert import guided_diffusion
-from cfgd.models import unet
+from cfgd.models import parametrization
 from cfgd.runtime import errors
 from configs import adm_imagenet64
 from configs import adm_imagenet64_classifier
 from configs import adm_imagenet128
 from configs import adm_imagenet128_classifier
 from tests.models import golden_weights
-
-SCHEDULES = ["linear", "cosine"]
 
 
 def shapes_of(network, size):
@@ -37,16 +32,18 @@ def shapes_of(network, size):
 def small_network():
   """Return ADM-64's network with 32 channels, two levels and 11 classes."""
   config = adm_imagenet64.get_config()
-  arguments = config_lib.unet_arguments(config) | {
-    "model_channels": 32,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (4,),
-    "num_head_channels": 16,
-    "num_labels": 11,
-    "dtype": "float32",
-  }
-  return unet.UNet(**arguments)
+  config.data.num_classes = 11
+  config.model.update(
+    {
+      "model_channels": 32,
+      "channel_mult": (1, 2),
+      "num_res_blocks": 1,
+      "attention_resolutions": (4,),
+      "num_head_channels": 16,
+      "dtype": "float32",
+    }
+  )
+  return build.network(config)
 
 
 def small_weights():
@@ -306,115 +303,9 @@ def test_the_null_row_is_zero_and_last(weights):
 def test_the_configs_are_the_published_models(module, schedule, parameters):
   config = module.get_config()
   validation.validate(config, num_devices=8)
-  shapes = networks.param_shapes(config)
+  shapes = build.param_shapes(config)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
   assert config.diffusion.timesteps == f"adm_{schedule}"
-  low, high = guided_diffusion.logsnr_range(schedule)
+  low, high = parametrization.adm_logsnrs(schedule)[[-1, 0]]
   assert low < config.diffusion.logsnr_min < low + 0.01
   assert high - 0.01 < config.diffusion.logsnr_max < high
-
-
-# Time.
-
-
-def exact_logsnr(schedule):
-  """Return ADM's log-SNRs without products of rounded numbers."""
-  if schedule == "linear":
-    step = (0.02 - 1e-4) / 999
-    log_terms = [math.log1p(-(1e-4 + i * step)) for i in range(1000)]
-    log_alpha_bar = [math.fsum(log_terms[: t + 1]) for t in range(1000)]
-  else:
-    # The ratios telescope; beta is cut to 0.999 at the last timestep alone.
-    angle = lambda t: (t / 1000 + 0.008) / 1.008 * math.pi / 2  # noqa: E731
-    log_alpha_bar = [
-      2 * (math.log(math.cos(angle(t + 1))) - math.log(math.cos(angle(0))))
-      for t in range(999)
-    ]
-    log_alpha_bar.append(log_alpha_bar[-1] + math.log1p(-0.999))
-  return np.array(
-    [value - math.log(-math.expm1(value)) for value in log_alpha_bar]
-  )
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_timesteps_are_exact_at_integers(schedule):
-  logsnr = exact_logsnr(schedule)
-  assert (np.diff(logsnr) < 0).all()
-  t = guided_diffusion.timestep_of_logsnr(np.float32(logsnr), schedule)
-  assert t.dtype == jnp.float32
-  np.testing.assert_allclose(t, np.arange(1000), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_timesteps_are_fractional_between_integers(schedule):
-  logsnr = exact_logsnr(schedule)
-  middle = np.float32((logsnr[1:] + logsnr[:-1]) / 2)
-  t = guided_diffusion.timestep_of_logsnr(middle, schedule)
-  np.testing.assert_allclose(t, np.arange(999) + 0.5, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_timesteps_fall_as_the_logsnr_rises(schedule):
-  low, high = guided_diffusion.logsnr_range(schedule)
-  logsnr = jnp.linspace(low, high, 5000).reshape(50, 100)
-  t = jax.jit(guided_diffusion.timestep_of_logsnr, static_argnums=1)(
-    logsnr, schedule
-  )
-  assert t.shape == logsnr.shape
-  assert (np.diff(np.ravel(t)) < 0).all()
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_timesteps_are_clamped_at_the_ends(schedule):
-  low, high = guided_diffusion.logsnr_range(schedule)
-  exact = exact_logsnr(schedule)
-  np.testing.assert_allclose([low, high], exact[[-1, 0]], rtol=1e-9)
-  outside = jnp.array([-30.0, low - 1e-3, high + 1e-3, 30.0])
-  t = guided_diffusion.timestep_of_logsnr(outside, schedule)
-  np.testing.assert_array_equal(t, [999.0, 999.0, 0.0, 0.0])
-
-
-def test_an_unknown_schedule_is_told():
-  with pytest.raises(errors.UserError, match="'sigmoid': choose 'linear' or"):
-    guided_diffusion.logsnr_range("sigmoid")
-
-
-# The DenoiseFn.
-
-
-@pytest.mark.parametrize("outputs", [3, 6])
-def test_a_denoiser_splits_noise_from_variance(outputs):
-  z = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-  label = jnp.array([1, 2])
-
-  def network(z, time, label):
-    shift = (time + 1000.0 * label)[:, None, None, None]
-    return jnp.concatenate([z + shift, 2 * z - 1], axis=-1)[..., :outputs]
-
-  logsnr = jnp.float32(exact_logsnr("linear")[[10, 700]])
-  denoise = jax.jit(guided_diffusion.denoiser(network, "linear"))
-  prediction = denoise(z, logsnr, label)
-  shift = np.array([1010.0, 2700.0])[:, None, None, None]
-  np.testing.assert_allclose(prediction.eps, z + shift, atol=1e-3)
-  if outputs == 3:
-    assert prediction.v is None
-  else:
-    np.testing.assert_allclose(prediction.v, z, atol=1e-6)
-
-
-def test_v_gives_adms_variance():
-  # Between neighbouring timesteps the sampler's variance is that of
-  # arXiv:2102.09672, eq. 15, with beta and the posterior variance of DDPM.
-  t, raw = 400, np.array([-1.0, -0.3, 0.0, 1.0, 1.2])
-  betas = np.linspace(1e-4, 0.02, 1000)
-  alpha_bar = np.cumprod(1 - betas)
-  posterior = betas[t] * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
-  fraction = (raw + 1) / 2
-  desired = fraction * np.log(betas[t]) + (1 - fraction) * np.log(posterior)
-  logsnr = exact_logsnr("linear")
-  actual = diffusion.reverse_log_variance(
-    logsnr_from=jnp.float32(logsnr[t]),
-    logsnr_to=jnp.float32(logsnr[t - 1]),
-    v=guided_diffusion.learned_v(jnp.float32(raw)),
-  )
-  np.testing.assert_allclose(actual, desired, atol=1e-4)

@@ -12,9 +12,14 @@ from cfgd.data import embedded
 from cfgd.data import images
 from cfgd.data import pipeline
 from cfgd.data import sources
+from cfgd.data import spec
 from cfgd.runtime import errors
 
-ARGUMENTS = {"crop": 24, "image_size": 12, "channels": 1, "num_classes": 10}
+DIGITS = {"crop": 24, "image_size": 12, "channels": 1, "num_classes": 10}
+
+
+def load(name, split, **changes):
+  return sources.load(spec.Spec(name, **DIGITS | changes), split)
 
 
 def test_embedded_data_is_split_evenly_and_without_overlap():
@@ -30,7 +35,7 @@ def test_embedded_data_is_split_evenly_and_without_overlap():
 
 
 def test_embedded_source_is_the_mean_of_2_by_2_pixels():
-  source = sources.load("embedded", "train", **ARGUMENTS)
+  source = load("embedded", "train")
   raw, labels = embedded.load("train")
   middle = raw[7, 2:26, 2:26, 0].reshape(12, 2, 12, 2).mean(axis=(1, 3))
   assert np.abs(source[7]["image"][:, :, 0] - middle).max() <= 0.5
@@ -55,9 +60,7 @@ def test_embedded_source_is_the_mean_of_2_by_2_pixels():
 )
 def test_mistakes_are_named(tmp_path, name, changes, words):
   with pytest.raises(errors.UserError, match=words):
-    sources.load(
-      name, "train", data_dir=os.fspath(tmp_path), **ARGUMENTS | changes
-    )
+    load(name, "train", data_dir=os.fspath(tmp_path), **changes)
 
 
 def make_source(number=37):
@@ -197,11 +200,10 @@ def test_sizes_of_crops_are_drawn_evenly():
 
 
 def test_embedded_digits_are_cropped_out_of_the_larger_square():
-  arguments = ARGUMENTS | {"random_crop": 0.8}
-  train = sources.load("embedded", "train", **arguments)
+  train = load("embedded", "train", random_crop=0.8)
   assert train.image_shape == (12, 12, 1)
   assert train.preprocessing == "mnist5k-crop24-whole15-randomcrop12"
-  larger = sources.load("embedded", "train", **ARGUMENTS | {"image_size": 15})
+  larger = load("embedded", "train", image_size=15)
   (batch,) = take(1, 1, batch_size=4000, source=train)
   squares = larger.images[:, :, :, 0]
   full = 0
@@ -215,8 +217,7 @@ def test_embedded_digits_are_cropped_out_of_the_larger_square():
   first = train.read([5], np.array([[last, 0, 0]], np.float32))["image"][0]
   np.testing.assert_array_equal(first[..., 0], squares[5, :12, :12])
   held, as_ever = (
-    sources.load("embedded", "heldout", **more)
-    for more in (arguments, ARGUMENTS)
+    load("embedded", "heldout", random_crop=share) for share in (0.8, 0.0)
   )
   np.testing.assert_array_equal(held.images, as_ever.images)
   assert held.preprocessing == as_ever.preprocessing

@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from cfgd import config as config_lib
+from cfgd import build
 from cfgd.data import catalog
 from cfgd.data import contents
 from cfgd.data import imagenet  # noqa: F401, makes its builder known
@@ -28,6 +28,7 @@ from cfgd.data import pipeline
 from cfgd.data import prepare
 from cfgd.data import prepared
 from cfgd.data import sources
+from cfgd.data import spec
 from cfgd.runtime import errors
 from cfgd.training import loop
 from tests.data import imagenet_like
@@ -36,29 +37,28 @@ from tests.data.test_images import weights
 
 SIZE = 8
 TRAIN, VALIDATION, SYNSETS = 70, 7, (0, 3, 999)
-IMAGENET = {"crop": 0, "image_size": SIZE, "channels": 3, "num_classes": 1000}
 
 
 def run(source, data_dir, manual_dir="", **changes):
-  arguments = {
-    "image_size": SIZE,
-    "crop": 0,
-    "data_dir": os.fspath(data_dir),
-    "manual_dir": os.fspath(manual_dir),
-    "workers": 1,
-    "allow_other": True,
-  }
-  return pathlib.Path(prepare.prepare(source, **arguments | changes))
+  how = {"allow_other": changes.pop("allow_other", True), "workers": 1}
+  how["manual_dir"] = os.fspath(manual_dir)
+  return pathlib.Path(
+    prepare.prepare(spec_of(source, data_dir, **changes), **how)
+  )
 
 
 def run_imagenet(data_dir, manual_dir, **changes):
   return run(f"imagenet{SIZE}", data_dir, manual_dir, **changes)
 
 
+def spec_of(source, data_dir, **changes):
+  fields = {"image_size": SIZE, "data_dir": os.fspath(data_dir)}
+  return spec.Spec(source, **fields | changes)
+
+
 def load(source, data_dir, part="train", **changes):
-  return sources.load(
-    source, part, data_dir=os.fspath(data_dir), **IMAGENET | changes
-  )
+  fields = {"channels": 3, "num_classes": 1000} | changes
+  return sources.load(spec_of(source, data_dir, **fields), part)
 
 
 @pytest.fixture(scope="module")
@@ -255,15 +255,17 @@ def test_a_missing_set_of_whole_images_is_named(tmp_path, archives):
 
 KILLED = """
 import os, signal, sys
-from cfgd.data import images, prepare
+from cfgd.data import images, prepare, spec
 crop, count = images.preprocess, iter(range({images}))
 def preprocess(*args, **kwargs):
   if next(count, None) is None:
     os.kill(os.getpid(), signal.SIGKILL)
   return crop(*args, **kwargs)
 images.preprocess = preprocess
-prepare.prepare("imagenet{size}", image_size=0, crop=0, data_dir=sys.argv[1],
-  manual_dir=sys.argv[2], workers=1, allow_other=True)
+prepare.prepare(
+  spec.Spec("imagenet{size}", image_size=0, data_dir=sys.argv[1]),
+  manual_dir=sys.argv[2], workers=1, allow_other=True,
+)
 """
 
 
@@ -277,7 +279,7 @@ def test_a_killed_preparation_goes_on(tmp_path, archives, data_dir):
   half = tmp_path / f"imagenet_area/{SIZE}x{SIZE}/1.0.0.incomplete"
   (done,) = half.glob("imagenet_area-train*")
   before = done.stat().st_mtime_ns
-  with pytest.raises(errors.UserError, match=r"not finished, go on: python"):
+  with pytest.raises(errors.UserError, match=r"not finished, resume: python"):
     load(f"imagenet{SIZE}", tmp_path)
   path = run_imagenet(tmp_path, archives)
   assert (path / done.name).stat().st_mtime_ns == before
@@ -370,9 +372,12 @@ def damaged_jpeg(data):
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    (lambda data: data[: len(data) // 2], "img_train.tar: the archive is cut"),
-    (lambda data: data[:-12_000], "img_train.tar: the archive is cut"),
-    (lambda data: b"x" * 5000, "img_train.tar: the archive is cut"),
+    (
+      lambda data: data[: len(data) // 2],
+      "img_train.tar: the archive is trunc",
+    ),
+    (lambda data: data[:-12_000], "img_train.tar: the archive is trunc"),
+    (lambda data: b"x" * 5000, "img_train.tar: the archive is trunc"),
     (
       lambda data: imagenet_like.tar([("n15075149.tar", b"")]),
       "n15075149.tar is none of the 1,000 synsets",
@@ -438,10 +443,14 @@ def test_a_shard_that_is_missing_or_cut_is_refused(copied):
   path = copied / f"imagenet_area/{SIZE}x{SIZE}/1.0.0"
   shard = sorted(path.glob("*train*"))[1]
   shard.write_bytes(shard.read_bytes()[:-100])
-  with pytest.raises(errors.UserError, match="00001-of-00002: missing or cut"):
+  with pytest.raises(
+    errors.UserError, match="00001-of-00002: missing or trunc"
+  ):
     load(f"imagenet{SIZE}", copied)
   shard.unlink()
-  with pytest.raises(errors.UserError, match="00001-of-00002: missing or cut"):
+  with pytest.raises(
+    errors.UserError, match="00001-of-00002: missing or trunc"
+  ):
     load(f"imagenet{SIZE}", copied)
 
 
@@ -569,13 +578,10 @@ def test_files_are_read_again_only_where_they_may_have_changed(
 
 def make_earlier_set(source, data_dir):
   """Prepare a folder and rename the set as earlier versions named theirs."""
-  found = catalog.find_local(source, data_dir=data_dir, background="white")
+  wanted = spec_of(source, data_dir)
+  found = catalog.find_local(wanted)
   path = run(source, data_dir)
-  earlier = pathlib.Path(
-    prepared.folder(
-      found.earlier, image_size=SIZE, crop=0, data_dir=os.fspath(data_dir)
-    )
-  )
+  earlier = pathlib.Path(prepared.folder(found.earlier, wanted))
   old, new = (p.parent.parent.name for p in (path, earlier))
   path.parent.parent.rename(earlier.parent.parent)
   for file in earlier.iterdir():
@@ -598,7 +604,9 @@ def test_an_earlier_set_with_the_same_pixels_keeps_its_name(
   monkeypatch.setattr(prepare, "_make", None)  # no second preparation
   path, _, found = stored(source, data_dir)
   assert (path, found) == (earlier, name)
-  monkeypatch.setattr(prepare, "_is_of", None)  # nor a second comparison
+  monkeypatch.setattr(
+    prepare, "_has_pixels_of", None
+  )  # nor a second comparison
   (tmp_path / "pets/dog/0.png").touch()
   assert stored(source, data_dir)[2] == name
   assert not list(data_dir.glob("*/*/*.incomplete"))
@@ -795,9 +803,7 @@ def test_training_on_crops_needs_one_set_that_has_the_squares_too(
   )
   loop.train(tiny, tmp_path / "run")
   assert seen[0].preprocessing.endswith("-whole5-randomcrop4")
-  held_out = sources.load(
-    tiny.data.source, "heldout", **config_lib.training_arguments(tiny)
-  )
+  held_out = sources.load(build.data_spec(tiny, training=True), "heldout")
   assert held_out.read([0, 5])["image"].shape == (2, 4, 4, 3)
   assert len(list((tmp_path / "data").glob("folder_pets*/*"))) == 1
 

@@ -10,8 +10,7 @@ import time
 import jax
 import numpy as np
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
 from cfgd.runtime import checkpoint
 from cfgd.training import state as state_lib
 from tests import tiny
@@ -70,10 +69,10 @@ def say(what):
 def final_state(workdir, overrides):
   """Return (step, skipped, parameters, average, moments) as NumPy leaves."""
   config = tiny.make_config(overrides)
-  shapes = networks.param_shapes(config)
+  shapes = build.param_shapes(config)
   like = state_lib.create(
     jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
-    state_lib.make_optimizer(**config_lib.adam_arguments(config)),
+    build.optimizer(config),
   )
   checkpoints = checkpoint.Checkpointer(workdir, keep=9, keep_every=0)
   with contextlib.closing(checkpoints):

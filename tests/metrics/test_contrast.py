@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cfgd.data import sources
+from cfgd.data import spec
 from cfgd.metrics import contrast
 from cfgd.metrics import evaluate
 from cfgd.sampling import store
@@ -140,9 +141,7 @@ def test_labels_that_are_not_the_images_are_not_used(labels, good):
 def test_samples_of_another_contrast_are_at_distance_zero_once_matched(
   tiny, tmp_path
 ):
-  train = sources.load(
-    "embedded", "train", crop=24, image_size=4, channels=1, num_classes=10
-  )
+  train = sources.load(spec.Spec("embedded", 4, crop=24), "train")
   # The same images at half the contrast, and what is left of their levels.
   darker = (train.images // 2).astype(np.uint8)
   even = train.images // 2 * 2

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from cfgd.data import sources
+from cfgd.data import spec
 from cfgd.metrics import evaluate
 from cfgd.metrics import feature_training
 from cfgd.metrics import own
@@ -40,9 +41,7 @@ def test_network_is_trained_once(tiny, workdir, reference):
   about = json.loads((path.parent / "feature_net.json").read_text())
   assert about["preprocessing"] == "mnist5k-crop24-area4"
   _, probabilities = reference.extract(reference.held_out)
-  labels = sources.load(
-    "embedded", "heldout", crop=24, image_size=4, channels=1, num_classes=10
-  ).labels
+  labels = sources.load(spec.Spec("embedded", 4, crop=24), "heldout").labels
   accuracy = np.mean(probabilities.argmax(axis=1) == labels)
   assert about["heldout_accuracy"] == pytest.approx(accuracy)
   assert (
@@ -87,9 +86,7 @@ def test_features_do_not_depend_on_batches(reference):
 
 
 def test_the_training_images_are_at_distance_zero(tiny, workdir, tmp_path):
-  train = sources.load(
-    "embedded", "train", crop=24, image_size=4, channels=1, num_classes=10
-  )
+  train = sources.load(spec.Spec("embedded", 4, crop=24), "train")
   report = evaluate.evaluate(
     tiny, workdir, save(tmp_path / "train.npz", train.images)
   )

@@ -15,11 +15,13 @@ from cfgd.metrics import extract
 from cfgd.metrics import fid
 from cfgd.metrics import image_sets
 from cfgd.metrics import references
+from cfgd.metrics import reports
 from cfgd.metrics import scores
 from cfgd.metrics import splits
 from cfgd.models import inception
 from cfgd.runtime import errors
 from configs import base
+from tests.metrics import oracles
 
 FEATURES, SPATIAL, CLASSES = 12, 6, 5
 
@@ -109,7 +111,7 @@ def test_every_number_is_what_it_is_called(config, samples, real, tmp_path):
   expected["is50"], expected["is_std50"] = scores.inception_score(
     probabilities, 3, np.random.default_rng(0)
   )
-  expected["precision50"], expected["recall50"] = scores.precision_recall(
+  expected["precision50"], expected["recall50"] = oracles.precision_recall(
     real_features[kept], features, 3
   )
   expected["kid50"] = scores.kernel_distance(real_features[kept], features)
@@ -120,7 +122,7 @@ def test_every_number_is_what_it_is_called(config, samples, real, tmp_path):
   assert report["num_samples"] == 50
   assert report["provenance"]["feature_network"] == "inception-none"
   assert report["provenance"]["reference"]["count"] == 70
-  assert "adm: fid50" in fid.line(report)
+  assert "adm: fid50" in reports.line(report)
   written = tmp_path / "samples.adm.metrics.json"
   assert json.loads(written.read_text()) == report
   assert not list(tmp_path.rglob("*.part"))
@@ -145,7 +147,7 @@ def test_splits_are_those_of_the_protocol(
   np.testing.assert_allclose(report["metrics"]["is50"], expected, rtol=1e-5)
   assert ("is_std50" in report["metrics"]) == (len(edges) > 2)
   assert report["provenance"].items() >= about.items()
-  assert f"(IS splits: {about['num_splits']})" in fid.line(report)
+  assert f"(IS splits: {about['num_splits']})" in reports.line(report)
 
 
 def np_mean(rows):
@@ -346,7 +348,7 @@ def test_a_missing_reference_is_told(config, samples):
 
 
 def test_features_that_are_not_finite_are_refused(config, samples, real):
-  fid.prepare(config, real, {})
+  fid.prepare(config, real)
   fid._network(config).params["a"][0, 0] = np.nan
   with pytest.raises(errors.NonFiniteError, match=r"image 0 of .*samples\.npz"):
     fid.evaluate(config, samples, real)
@@ -387,7 +389,7 @@ def test_a_run_is_scored_against_its_data_set(
 ):
   images = draw(0, 70)
   source = sources.Source(images, np.zeros(70, np.int32), 10, "set-area4")
-  monkeypatch.setattr(sources, "load", lambda *names, **how: source)
+  monkeypatch.setattr(sources, "load", lambda spec, split: source)
   config.metrics.feature_network = "inception"
   evaluate.prepare(config, tmp_path)
   report = evaluate.evaluate(config, tmp_path, samples)
@@ -400,7 +402,7 @@ def data_set(monkeypatch):
   """Return {split: images} of a data set that is there until it is cleared."""
   sets = {"train": draw(0, 70), "heldout": draw(9, 60)}
 
-  def load(name, split, **how):
+  def load(spec, split):
     if split not in sets:
       raise errors.UserError("not there")
     labels = np.zeros(len(sets[split]), np.int32)

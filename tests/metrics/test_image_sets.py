@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 
 from cfgd.data import sources
+from cfgd.data import spec
 from cfgd.metrics import image_sets
 from cfgd.runtime import errors
 from cfgd.sampling import store
@@ -168,9 +169,7 @@ def test_images_of_zeros_and_ones_are_refused():
 
 
 def test_a_data_set_is_a_set_of_images():
-  source = sources.load(
-    "embedded", "heldout", crop=24, image_size=4, channels=1, num_classes=10
-  )
+  source = sources.load(spec.Spec("embedded", 4, crop=24), "heldout")
   images = image_sets.SourceImages(source)
   assert (len(images), images.shape) == (1000, (4, 4, 1))
   assert images.preprocessing == images.name == source.preprocessing

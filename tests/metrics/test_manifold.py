@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfgd.metrics import manifold
-from cfgd.metrics import scores
+from tests.metrics import oracles
 
 _GOLDEN_PATH = pathlib.Path(__file__).parents[1] / "golden"
 _CASES = [("a", 1), ("a", 3), ("a", 5), ("b", 3), ("modes", 3), ("dup", 3)]
@@ -32,12 +32,26 @@ def test_golden_arrays(golden, case, k):
     golden[f"pr_{case}_k{k}_{name}"] for name in ("precision", "recall")
   )
   assert manifold.precision_recall(real, fake, k) == expected
-  radii = manifold.neighbour_radii(real, k)
-  np.testing.assert_allclose(
-    radii, golden[f"pr_{case}_k{k}_radii2_ref"], rtol=1e-9
-  )
+  for side, features in (("sample", fake), ("ref", real)):
+    desired = golden[f"pr_{case}_k{k}_radii2_{side}"]
+    radii = manifold.neighbour_radii(features, k)
+    np.testing.assert_allclose(radii, desired, rtol=1e-9)
+    np.testing.assert_array_equal(radii == 0, desired == 0)
   given = manifold.precision_recall(real, fake, k, real_radii=radii)
   assert given == expected
+  assert (golden["pr_dup_k3_radii2_ref"] == 0).any()
+
+
+def test_precision_and_recall_are_not_swapped():
+  # Fake rows within one of two far real clusters: all are precise, half of the
+  # real rows are covered.
+  rng = np.random.default_rng(0)
+  near, far = rng.uniform(size=(2, 200, 2))
+  fake = rng.uniform(0.2, 0.8, (400, 2))
+  real = np.concatenate([near, far + 100.0])
+  precision, recall = manifold.precision_recall(real, fake, 5)
+  assert precision == 1.0
+  assert 0.1 < recall <= 0.5
 
 
 def clouds(shift=0.0, scale=1.0, dim=40):
@@ -55,12 +69,12 @@ def test_results_are_those_of_float64(shift, scale):
   # Features far from 0, of which float32's products keep few digits, and such
   # whose squares float32 cannot hold.
   real, fake = clouds(shift, scale)
-  expected = scores.precision_recall(real, fake, 3)
+  expected = oracles.precision_recall(real, fake, 3)
   assert 0.1 < expected[0] < 0.9
   assert manifold.precision_recall(real, fake, 3) == expected
   np.testing.assert_allclose(
     manifold.neighbour_radii(real, 3),
-    scores.neighbour_radii(real, 3),
+    oracles.neighbour_radii(real, 3),
     rtol=1e-8,
   )
 
@@ -72,7 +86,7 @@ def test_the_nearest_of_many_are_found_in_groups():
   features = np.sort(features, axis=0)  # neighbours share a group
   rows = manifold._Rows(features, features.mean(axis=0), 1.0)
   found, last = manifold._nearest(rows.arrays, rows.arrays, 8)
-  distances = scores.squared_distances(features, features)
+  distances = manifold.squared_distances(features, features)
   expected = np.argsort(distances, axis=1, kind="stable")[:, :8]
   np.testing.assert_array_equal(np.sort(found), np.sort(expected))
   eighth = np.sort(distances, axis=1)[:, 7]
@@ -92,7 +106,7 @@ def test_what_float32_cannot_tell_is_told_by_float64():
   fake = (1 + 1e-9 * signs)[:, None] * directions
   precision, _ = manifold.precision_recall(real, fake, 1)
   assert precision == 0.5
-  assert manifold.precision_recall(real, fake, 1) == scores.precision_recall(
+  assert manifold.precision_recall(real, fake, 1) == oracles.precision_recall(
     real, fake, 1
   )
 
@@ -109,7 +123,7 @@ def test_more_duplicates_than_are_looked_at():
   # The 25th neighbour is none of the copies.
   np.testing.assert_allclose(
     manifold.neighbour_radii(copies, 25),
-    scores.neighbour_radii(copies, 25),
+    oracles.neighbour_radii(copies, 25),
     rtol=1e-9,
   )
 
@@ -125,6 +139,7 @@ def test_rows_that_are_all_the_same():
   [
     (np.ones((5, 2)), np.ones((5, 2)), 5, r"k=5: must be from 1 to 4"),
     (np.ones((9, 2)), np.ones((5, 2)), 5, r"k=5: must be from 1 to 4"),
+    (np.ones((5, 2)), np.ones((5, 2)), 0, r"k=0: must be from 1 to 4"),
     (np.ones((9, 2)), np.ones((9, 3)), 3, "2 and 3 features"),
     (np.ones((9, 2)), np.full((9, 2), np.nan), 3, r"fake\[0, 0\]=nan"),
   ],

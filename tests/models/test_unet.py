@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import config as config_lib
+from cfgd import build
 from cfgd import validation
 from cfgd.models import unet
 from configs import embedded
@@ -24,13 +24,13 @@ from tests.models import networks
 def test_the_papers_models_have_the_papers_size(module, parameters):
   config = module.get_config()
   validation.validate(config, num_devices=8)
-  network = unet.UNet(**config_lib.unet_arguments(config))
+  network = build.network(config)
   shapes = networks.shapes_of(network, config.data.image_size)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
 def test_a_fresh_network_predicts_zero_and_has_a_null_row():
-  network = unet.UNet(**config_lib.unet_arguments(embedded.get_config()))
+  network = build.network(embedded.get_config())
 
   @networks.jit
   def start(key):

@@ -1,5 +1,6 @@
 """Claims on cells whose truth is known: curves from formulas, and noise."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,16 +10,12 @@ from scipy import stats
 
 from cfgd.paper import claims
 from cfgd.paper import verdicts
+from tests.sweep import made
 
 WS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
-LIMITS = {
-  "main": (0.1, 16),
-  "alike": 1.15,
-  "small_w": 1.0,
-  "copied": 0.1,
-  "copied_epochs": 10.0,
-  "epochs": 12.0,
-}
+LIMITS = claims.Limits(
+  confidence=0.95, alike=1.15, small_w=1.0, copied=0.1, copied_epochs=10.0
+)
 
 
 def best(p_uncond, T):
@@ -30,18 +27,15 @@ def make_cell(seed, p_uncond, T, w, fields=(), factor=1.0, shift=0.0, noise=0):
   rng = np.random.default_rng([seed or 0, T, int(10 * w), int(100 * p_uncond)])
   jitter = math.exp(noise * rng.standard_normal())
   distance = best(p_uncond, T) * (1 + 4 * (math.sqrt(w) - 0.6) ** 2)
-  return {
-    **{"p_uncond": p_uncond, "T": T, "w": w, "seed": seed},
-    "fields": dict(fields),
-    "metrics": {
-      "fd": distance * factor * jitter,
-      "fd_heldout": distance * factor * jitter + 0.1,
-      "is": 5 + 4 * math.tanh(w + shift),
-      "precision": 0.6 + 0.05 * w,
-      "recall": 0.9 - 0.1 * w,
-      "copied": 0.01 * (seed or 0),
-    },
+  metrics = {
+    "fd": distance * factor * jitter,
+    "fd_heldout": distance * factor * jitter + 0.1,
+    "is": 5 + 4 * math.tanh(w + shift),
+    "precision": 0.6 + 0.05 * w,
+    "recall": 0.9 - 0.1 * w,
+    "copied": 0.01 * (seed or 0),
   }
+  return made.make_result(p_uncond, T, w, metrics, fields=fields, seed=seed)
 
 
 def make_sweep(seeds=(0, 1, 2), noise=0.01, guided=1.0, cold=3.0):
@@ -72,8 +66,18 @@ def make_sweep(seeds=(0, 1, 2), noise=0.01, guided=1.0, cold=3.0):
   return cells
 
 
-def verdicts_of(cells, **limits):
-  tested = claims.test(cells, "fd", "is", **(LIMITS | limits))
+def plain(cells):
+  return [result for result in cells if not result.cell.fields]
+
+
+def claims_on(cells):
+  return claims.test(
+    cells, "fd", "is", main=(0.1, 16), limits=LIMITS, epochs=12.0
+  )
+
+
+def verdicts_of(cells):
+  tested = claims_on(cells)
   decided = verdicts.decide(tested, 0.95)
   return {
     claim.text: decision.verdict
@@ -92,9 +96,9 @@ def test_a_sweep_like_the_papers_holds_the_papers_claims():
 def test_a_sweep_unlike_the_papers_does_not():
   cells = make_sweep()
   for cell in cells:
-    metrics = cell["metrics"]
-    metrics["fd"] = metrics["fd_heldout"] = 1.0 + cell["w"]
-    metrics["is"], metrics["recall"] = 9 - cell["w"], 0.5
+    metrics, w = cell.metrics, cell.cell.w
+    metrics["fd"] = metrics["fd_heldout"] = 1.0 + w
+    metrics["is"], metrics["recall"] = 9 - w, 0.5
     metrics["copied"] = 0.8
   found = verdicts_of(cells)
   for start, verdict in (
@@ -122,7 +126,7 @@ def test_too_few_seeds_or_too_much_noise_resolve_nothing():
 
 def test_a_value_that_is_not_finite_resolves_nothing():
   cells = make_sweep(noise=0.005)
-  cells[6]["metrics"]["fd"] = math.nan
+  cells[6].metrics["fd"] = math.nan
   found = verdicts_of(cells)
   assert (
     found["The greatest w is worse in distance than w = 0"] == verdicts.OPEN
@@ -131,7 +135,7 @@ def test_a_value_that_is_not_finite_resolves_nothing():
 
 
 def test_claims_without_their_cells_are_left_out():
-  cells = [c for c in make_sweep() if not c["fields"] and c["p_uncond"] == 0.1]
+  cells = [r for r in plain(make_sweep()) if r.cell.p_uncond == 0.1]
   texts = "".join(verdicts_of(cells))
   for absent in ("p_uncond", "lassifier", "noise", "threshold"):
     assert absent not in texts
@@ -140,13 +144,10 @@ def test_claims_without_their_cells_are_left_out():
 def test_a_seed_under_way_is_compared_by_what_all_seeds_have():
   """Its greatest w is not another one, nor is a shorter frontier compared."""
   cells = make_sweep()
-  part = [c for c in cells if c["seed"] < 2 or c["w"] <= 1]
+  part = [r for r in cells if r.cell.seed < 2 or r.cell.w <= 1]
   whole, rest = (
-    {
-      claim.text: claim.values
-      for claim in claims.test(some, "fd", "is", **LIMITS)
-    }
-    for some in ([c for c in cells if c["w"] <= 1], part)
+    {claim.text: claim.values for claim in claims_on(some)}
+    for some in ([r for r in cells if r.cell.w <= 1], part)
   )
   assert rest == whole
 
@@ -154,7 +155,7 @@ def test_a_seed_under_way_is_compared_by_what_all_seeds_have():
 def test_w_below_zero_is_not_taken_for_zero():
   cells = make_sweep()
   below = [make_cell(seed, 0.1, 16, 0.0, factor=99.0) for seed in (0, 1, 2)]
-  cells += [cell | {"w": -1.0} for cell in below]
+  cells += [dataclasses.replace(r, cell=r.cell._replace(w=-1.0)) for r in below]
   name = "The greatest w is worse in distance than w = 0"
   assert verdicts_of(cells)[name] == verdicts.HOLDS
 
@@ -221,16 +222,16 @@ def test_a_claim_about_bests_is_tested_place_by_place():
 
 
 def test_both_sides_of_a_best_are_chosen_on_the_other_seeds():
-  cells = [c for c in make_sweep(noise=0.3) if not c["fields"]]
+  cells = plain(make_sweep(noise=0.3))
   curves = [
     {
-      c["w"]: c["metrics"]["fd"]
-      for c in cells
-      if (c["seed"], c["p_uncond"], c["T"]) == (seed, 0.1, 16)
+      r.cell.w: r.metrics["fd"]
+      for r in cells
+      if (r.cell.seed, *r.cell[:2]) == (seed, 0.1, 16)
     }
     for seed in (0, 1, 2)
   ]
-  best, *_ = claims.test(cells, "fd", "is", **LIMITS)
+  best, *_ = claims_on(cells)
   small, others = (0.1, 0.3, 0.5, 1.0), (0.0, 2.0, 4.0)
   for seed, curve in enumerate(curves):
     rest = [curves[i] for i in range(3) if i != seed]
@@ -246,12 +247,12 @@ def test_both_sides_of_a_best_are_chosen_on_the_other_seeds():
 
 def test_the_least_gain_and_the_smallest_step_are_those_of_all_places():
   """Over one seed the interval's middle is the statistic of all places."""
-  cells = [c for c in make_sweep(noise=0.3) if not c["fields"]]
-  found = {c.text: c for c in claims.test(cells, "fd", "is", **LIMITS)}
+  cells = plain(make_sweep(noise=0.3))
+  found = {claim.text: claim for claim in claims_on(cells)}
   at = {
-    (c["T"], c["w"], c["seed"]): c["metrics"]
-    for c in cells
-    if c["p_uncond"] == 0.1
+    (r.cell.T, r.cell.w, r.cell.seed): r.metrics
+    for r in cells
+    if r.cell.p_uncond == 0.1
   }
   gain = found["From T = 16 to 32 there is less to gain than up to 16"]
   rise = found["The score rises with every step of w"]

@@ -52,6 +52,6 @@ def test_bad_figures_are_refused_before_sampling(asked, tmp_path):
   with pytest.raises(errors.UserError, match=r"sampling\.labels=77"):
     figures.draw(config, tmp_path)
   config.sweep.figures = {}
-  with pytest.raises(errors.UserError, match="names none"):
+  with pytest.raises(errors.UserError, match="names no figures"):
     figures.draw(config, tmp_path)
   assert not asked

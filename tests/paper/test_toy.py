@@ -166,7 +166,7 @@ def test_guidance_does_not_draw_the_density_that_its_formula_suggests(folder):
     ("--w=-1: must be in 0..100", {"w": [0.0, -1.0]}),
     ("--w=nan", {"w": [float("nan")]}),
     ("--w: give at least one", {"w": []}),
-    ("holds a number twice", {"w": [1.0, 1.0]}),
+    ("contains a number twice", {"w": [1.0, 1.0]}),
     ("--T=1: must be at least 2", {"num_steps": 1}),
     ("--variance_v=1.5", {"v": 1.5}),
     ("--samples=29", {"num_samples": 29}),

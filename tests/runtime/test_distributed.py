@@ -14,7 +14,7 @@ import pytest
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SLURM = {
   "SLURM_JOB_ID": "7",
   "SLURM_NTASKS": "4",
@@ -113,7 +113,7 @@ def test_a_missing_process_ends_the_others_with_one_line():
   done = subprocess.run(
     [
       *(sys.executable, "-c"),
-      "from cfgd import distributed\n"
+      "from cfgd.runtime import distributed\n"
       "distributed.initialize(join_seconds=1, peer_seconds=100)",
     ],
     cwd=ROOT,
@@ -187,7 +187,7 @@ def run_two(program, *arguments):
 
 BY_LEAD = """
 import jax
-from cfgd import distributed, errors
+from cfgd.runtime import distributed, errors
 distributed.initialize(join_seconds=120, peer_seconds=100)
 called = []
 

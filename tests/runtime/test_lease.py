@@ -72,7 +72,7 @@ def test_the_lease_of_a_killed_job_is_taken_over_at_once(tmp_path):
   path = tmp_path / "work"
   process = os.posix_spawn("/bin/true", ["true"], {})
   os.waitpid(process, 0)
-  foreign(path, pid=process, space=lease._space())
+  foreign(path, pid=process, space=lease._pid_space())
   with lease.hold(path, seconds=60, wait=False):
     pass
 

@@ -12,7 +12,7 @@ from cfgd.runtime import errors
 from cfgd.runtime import peers
 from tests.faults import chaos
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 ROLES = """
 import sys
 import time

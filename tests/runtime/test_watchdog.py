@@ -6,7 +6,7 @@ import sys
 
 from cfgd.runtime import errors
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 HANGING = """
 import time
 from cfgd.runtime import watchdog
@@ -43,7 +43,7 @@ def test_a_step_that_hangs_ends_the_process_with_its_stacks():
   assert done.returncode == errors.EXIT_AGAIN
   assert "in stuck" in done.stderr
   assert done.stderr.splitlines()[-1].startswith(
-    "error: step 7 hangs: nothing for train.watchdog_seconds=0.3 s"
+    "error: step 7 hangs: no progress for train.watchdog_seconds=0.3 s"
   )
 
 

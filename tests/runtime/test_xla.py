@@ -41,15 +41,15 @@ def test_nothing_is_set_where_there_may_be_an_accelerator(
   assert flags_after(monkeypatch, "--a=1") == "--a=1"
 
 
-def test_what_settles_is_computed_once():
+def test_materialized_arrays_are_computed_once():
   """In the gradient of a chain of residual blocks, by the compiler's FLOP."""
   norm = blocks.GroupNorm(jnp.float32)
   variables = {"params": {"scale": jnp.ones(32), "bias": jnp.zeros(32)}}
 
-  def chain(settle):
+  def chain(barrier):
     def loss(x, kernels):
       for kernel in kernels:
-        x = settle(x + norm.apply(variables, x) @ kernel)
+        x = barrier(x + norm.apply(variables, x) @ kernel)
       return jnp.square(x).mean()
 
     arguments = jnp.ones((2, 8, 8, 32)), jnp.full((8, 32, 32), 0.1)
@@ -57,6 +57,6 @@ def test_what_settles_is_computed_once():
     compiled = jax.jit(gradient).lower(*arguments).compile()
     return compiled.cost_analysis()["flops"], compiled(*arguments)
 
-  (settled, one), (plain, other) = chain(xla.settle), chain(lambda x: x)
+  (fenced, one), (plain, other) = chain(xla.materialize), chain(lambda x: x)
   jax.tree.map(np.testing.assert_allclose, one, other)
-  assert settled < plain
+  assert fenced < plain

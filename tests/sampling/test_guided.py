@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
+from cfgd import identity
+from cfgd import methods
 from cfgd import validation
 from cfgd.runtime import checkpoint
 from cfgd.runtime import errors
 from cfgd.sampling import generate
-from cfgd.sampling import second
+from cfgd.sampling import guide
 from cfgd.training import state as state_lib
 from configs import imagenet64_classifier
 from tests import conftest
 from tests.models import golden_weights
 from tests.sampling import test_sampling as common
 
-KINDS = [kind for kind in validation.GUIDANCES if kind != "none"]
+KINDS = [kind for kind in methods.METHODS if kind != "none"]
 
 
 class Judge:
@@ -43,8 +44,8 @@ MODEL, WEAK, JUDGE = common.Scaled(), Blurred(), Judge()
 
 
 def make(kind, **changes):
-  second = {"cfg": None, "none": None, "auto": WEAK}.get(kind, JUDGE)
-  return common.make(MODEL, second, guidance=kind, **changes)
+  network = {"cfg": None, "none": None, "auto": WEAK}.get(kind, JUDGE)
+  return common.make(MODEL, network, guidance=kind, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +144,11 @@ def test_the_classes_mean_stands_in_for_the_null_label():
   )
 
 
-def test_the_mean_form_moves_with_the_classifier(unguided):
-  run = make("classifier", classifier_form="mean")
+def test_the_mean_shift_moves_with_the_classifier(unguided):
+  run = make("classifier", sampler="ancestral_mean_shift")
   np.testing.assert_array_equal(common.draw(run, range(8), w=0.0), unguided)
   assert (common.draw(run, range(8), w=3.0) != unguided).any()
-  null = make("classifier_null", classifier_form="mean")
+  null = make("classifier_null", sampler="ancestral_mean_shift")
   np.testing.assert_allclose(
     common.draw(null, range(8), w=-1.0).astype(int),
     common.draw(make("cfg"), range(8), w=-1.0).astype(int),
@@ -166,9 +167,9 @@ def classifier_config():
 
 def save(config, workdir, steps):
   """Write checkpoints of random parameters as if they had been trained."""
-  config_lib.claim_workdir(config, workdir, write=True)
-  params, _ = golden_weights.fill(networks.param_shapes(config))
-  optimizer = state_lib.make_optimizer(**config_lib.adam_arguments(config))
+  identity.claim_workdir(config, workdir, write=True)
+  params, _ = golden_weights.fill(build.param_shapes(config))
+  optimizer = build.optimizer(config)
   state = state_lib.create(params, optimizer)
   checkpoints = checkpoint.Checkpointer(workdir, keep=3, keep_every=0)
   for step in steps:
@@ -197,7 +198,7 @@ def test_generate_guides_by_a_trained_classifier(trained):
   config, workdir, classifier = trained
   config = config.copy_and_resolve_references()
   config.sampling.guidance = "classifier"
-  config.sampling.second_dir = str(classifier)
+  config.sampling.guide_dir = str(classifier)
   paths = []
   for w in (0.0, 20.0):
     config.sampling.w = w
@@ -211,27 +212,27 @@ def test_generate_guides_by_a_trained_classifier(trained):
   np.testing.assert_array_equal(images_of(paths[0]), plain)
 
 
-def test_a_second_network_of_before_has_the_default_of_a_new_field(
+def test_an_older_guiding_network_has_the_default_of_a_new_field(
   trained, set_defaults
 ):
   config, workdir, classifier = trained
   config = config.copy_and_resolve_references()
   config.sampling.guidance = "classifier"
-  config.sampling.second_dir = str(classifier)
-  before = second.describe(second.find(config, workdir))
+  config.sampling.guide_dir = str(classifier)
+  before = guide.find(config, workdir).identity()
   set_defaults(model_gate=0)
   with config.unlocked():
     config.model.gate = 1
-  found = second.find(config, workdir)
-  assert found[0].model.gate == 0
-  assert second.describe(found) == before
+  found = guide.find(config, workdir)
+  assert found.config.model.gate == 0
+  assert found.identity() == before
 
 
 def test_generate_guides_away_from_an_earlier_checkpoint(trained):
   config, workdir, _ = trained
   config = config.copy_and_resolve_references()
   config.sampling.guidance = "auto"
-  config.sampling.second_step = 1
+  config.sampling.guide_step = 1
   config.sampling.w = 1.0
   path = generate.generate(config, workdir)
   assert "_auto_" in path.parent.name
@@ -257,7 +258,7 @@ def test_a_classifier_of_something_else_is_refused(
   config[section][name] = value
   config.model.attention_resolutions = ()
   config.sampling.guidance = "classifier"
-  config.sampling.second_dir = str(classifier)
+  config.sampling.guide_dir = str(classifier)
   (tmp_path / "checkpoints/1").mkdir(parents=True)
   monkeypatch.setattr(generate.checkpoint, "find_step", lambda *a, **k: 1)
   with pytest.raises(errors.UserError, match=f"{classifier}.*{words}"):
@@ -268,23 +269,23 @@ def test_guidance_by_what_is_no_classifier_is_refused(trained, tmp_path):
   config, workdir, classifier = trained
   config = config.copy_and_resolve_references()
   config.sampling.guidance = "classifier"
-  config.sampling.second_dir = str(workdir)
+  config.sampling.guide_dir = str(workdir)
   with pytest.raises(
     errors.UserError, match=r"a diffusion network.*needs a cl"
   ):
     generate.generate(config, workdir)
-  config.sampling.second_dir = str(tmp_path)
+  config.sampling.guide_dir = str(tmp_path)
   with pytest.raises(errors.UserError, match=r"config\.json: no such file"):
     generate.generate(config, workdir)
   config.sampling.guidance = "auto"
-  config.sampling.second_dir = str(classifier)
+  config.sampling.guide_dir = str(classifier)
   with pytest.raises(errors.UserError, match="a classifier network"):
     generate.generate(config, workdir)
 
 
 def test_the_mean_of_many_classes_is_refused(tiny):
   tiny.sampling.guidance = "marginal"
-  tiny.sampling.second_dir = "x"
+  tiny.sampling.guide_dir = "x"
   tiny.data.num_classes = 100
   validation.validate(tiny, num_devices=1)
   tiny.data.num_classes = 101
@@ -302,25 +303,16 @@ def test_the_mean_of_many_classes_is_refused(tiny):
     ({"guidance": "both"}, "must be one of"),
     ({"guidance": "none"}, r"sampling\.w=0\.3: must be 0"),
     ({"guidance": "classifier"}, "workdir of a noisy classifier"),
-    ({"guidance": "auto"}, r"second_step=-1: must be an earlier"),
+    ({"guidance": "auto"}, r"guide_step=-1: must be an earlier"),
     ({"interval": (1.0,)}, "two log-SNRs"),
     ({"interval": (2.0, 1.0)}, "the lower first"),
     ({"rescale": 1.5}, r"must be in \[0, 1\]"),
     (
-      {"rescale": 0.5, "guidance": "classifier", "second_dir": "x"},
+      {"rescale": 0.5, "guidance": "classifier", "guide_dir": "x"},
       "has no second eps",
     ),
-    ({"classifier_form": "mean"}, "must be 'eps' where"),
-    (
-      {
-        "classifier_form": "mean",
-        "guidance": "classifier",
-        "second_dir": "x",
-        "sampler": "ddim",
-      },
-      "ancestral sampler",
-    ),
-    ({"sampler": "ddim", "noise_scale": 0.5}, "adds no noise"),
+    ({"sampler": "ancestral_mean_shift"}, "needs guidance by a classifier"),
+    ({"sampler": "ddim", "noise_scale": 0.5}, "noise_scale=0.5: must be 1"),
     ({"score_scale": -1.0}, "at least 0"),
     ({"noise_scale": float("nan")}, "at least 0"),
   ],

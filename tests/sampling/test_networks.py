@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cfgd import networks
-from cfgd.sampling import configured
+from cfgd import build
 from tests.models import golden_weights
 
 INDEX = np.arange(8, dtype=np.uint32)
@@ -18,11 +17,11 @@ LABEL = INDEX.astype(np.int32)
 )
 def test_copies_of_the_network_in_a_program(tiny, guidance, two_passes, copies):
   tiny.sampling.guidance = guidance
-  run = configured.make_sampler(tiny, two_passes=two_passes)
-  params = networks.param_shapes(tiny)
-  program = run.lower(*configured.arguments(tiny, (params, None), INDEX, LABEL))
+  draw = build.sampler(tiny, two_passes=two_passes)
+  params = build.param_shapes(tiny)
+  program = draw.run.lower(*draw.arguments((params, None), INDEX, LABEL))
   z, time = np.zeros((2, 4, 4, 1), np.float32), np.zeros(2, np.float32)
-  alone = jax.jit(networks.build(tiny).apply).lower(
+  alone = jax.jit(build.network(tiny).apply).lower(
     {"params": params}, z, time, LABEL[:2]
   )
   once, found = (
@@ -36,18 +35,16 @@ def test_copies_of_the_network_in_a_program(tiny, guidance, two_passes, copies):
 def images_of(config, params, **fields):
   config = config.copy_and_resolve_references()
   config.sampling.update(fields)
-  run = configured.make_sampler(config)
-  arguments = configured.arguments(config, (params, None), INDEX, LABEL)
-  images, finite = run(*arguments)
-  assert np.asarray(finite).all()
-  return np.asarray(images)
+  images, finite = build.sampler(config)((params, None), INDEX, LABEL)
+  assert finite.all()
+  return images
 
 
 def test_the_variance_is_the_networks_own_or_the_configs(tiny):
   tiny.model.learn_sigma = True
   tiny.diffusion.timesteps = "adm_cosine"
   tiny.sampling.T = 5
-  params, _ = golden_weights.fill(networks.param_shapes(tiny))
+  params, _ = golden_weights.fill(build.param_shapes(tiny))
   own = images_of(tiny, params, v_from="own", v=0.3)
   constant = images_of(tiny, params, v_from="config", v=0.3)
   assert (own != constant).any()

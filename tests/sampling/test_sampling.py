@@ -10,20 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgd import build
 from cfgd import diffusion
-from cfgd import settings
+from cfgd import identity
+from cfgd.models import parametrization
 from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import preemption
-from cfgd.sampling import configured
+from cfgd.sampling import draw as draw_lib
 from cfgd.sampling import generate
 from cfgd.sampling import sampler
 from cfgd.sampling import store
 from cfgd.training import loop
 from tests import conftest
 
-RANGE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
+SCHEDULE = diffusion.Schedule(-20.0, 20.0)
 
 
 class Scaled:
@@ -48,7 +50,6 @@ CHOICES = sampler.Choices(
   w_schedule="constant",
   v_from="own",
   threshold="clip",
-  classifier_form="eps",
   rescale=False,
 )
 NUMBERS = {
@@ -64,10 +65,10 @@ NUMBERS = {
 }
 
 
-def make(network, second=None, two_passes=True, **changes):
+def make(network, guide=None, two_passes=True, **changes):
   return sampler.make_sampler(
-    sampler.Part(network, "uniform", **RANGE),
-    second and sampler.Part(second, "uniform", **RANGE),
+    parametrization.Model(network, "uniform", SCHEDULE),
+    guide and parametrization.Model(guide, "uniform", SCHEDULE),
     CHOICES._replace(**changes),
     shape=(2, 2, 1),
     null_label=10,
@@ -84,7 +85,7 @@ def draw(run, index, *, seed=0, num_steps=4, devices=4, **numbers):
     *distributed.split((padded, (padded % 10).astype(np.int32)), devices),
     np.uint32(seed),
     jax.tree.map(np.float32, NUMBERS | numbers),
-    diffusion.logsnr_grid(num_steps, **RANGE),
+    SCHEDULE.grid(num_steps),
   )
   assert distributed.merge(finite).all()
   return distributed.merge(images)[: len(index)]
@@ -134,7 +135,7 @@ def test_values_that_are_not_finite_are_reported():
     *distributed.split((index, index.astype(np.int32)), 4),
     np.uint32(0),
     jax.tree.map(np.float32, NUMBERS),
-    diffusion.logsnr_grid(3, **RANGE),
+    SCHEDULE.grid(3),
   )
   np.testing.assert_array_equal(distributed.merge(finite), index != 3)
 
@@ -275,9 +276,7 @@ def test_broken_weights_end_the_run_and_leave_no_samples(
   config.sampling.seed = 99
   with pytest.raises(errors.NonFiniteError, match=r"first: image 0.*w=0.3"):
     generate.generate(config, trained[1])
-  step = checkpoint.find_step(trained[1], -1)
-  what = generate.settings(config, trained[1], step, None)
-  folder = generate.folder_of(trained[1], what)
+  folder = generate.find(config, trained[1]).folder
   assert [path.name for path in folder.iterdir()] == ["settings.json"]
 
 
@@ -286,11 +285,11 @@ def test_fields_without_effect_name_no_folder(config, trained, monkeypatch):
   path = generate.generate(config, trained[1])
   lines = []
   monkeypatch.setattr(
-    settings.logging,
+    identity.logging,
     "warning",
     lambda text, *arguments: lines.append(text % arguments),
   )
-  monkeypatch.setattr(generate, "_make_draw", None)
+  monkeypatch.setattr(generate, "_checked_draw", None)
   config.sampling.v, config.sampling.quantile = 0.7, 0.9
   assert generate.generate(config, trained[1]) == path
   assert len(lines) == 1
@@ -326,7 +325,7 @@ def test_a_run_goes_on_when_fields_are_added(trained, tmp_path, set_defaults):
   set_defaults(data_tint=0.0, model_gate=(1,), train_push="", sampling_spice=1)
   config = conftest.make_tiny()
   with pytest.MonkeyPatch.context() as patched:
-    patched.setattr(generate, "_make_draw", None)
+    patched.setattr(generate, "_checked_draw", None)
     assert generate.generate(config, workdir) == path
   config.train.steps = 3
   loop.train(config, workdir)
@@ -344,41 +343,37 @@ def test_a_device_that_computes_wrongly_writes_no_sample(
   config, trained, monkeypatch, place
 ):
   """One place of a call is spoilt, as once by a compiler on two devices."""
-  sound = configured.make_sampler(config)
+  sound = build.sampler(config)
   per_device = config.sampling.batch_size
 
   def spoilt(*arguments):
-    images, finite = sound(*arguments)
+    images, finite = sound.run(*arguments)
     images = np.array(images)
     images[place // per_device, place % per_device, 0, 0] ^= 128
     return images, finite
 
-  monkeypatch.setattr(configured, "make_sampler", lambda *_, **__: spoilt)
+  def build_spoilt(config, guide):
+    return build_sound(config, guide)._replace(run=spoilt)
+
+  build_sound = build.sampler
   config.sampling.seed = 77 + place  # samples that nobody has made
   before = set(trained[1].glob("samples/*/chunk_*"))
-  with pytest.raises(errors.RunError, match=r"1 of 8 copies.*batch_size=2"):
-    generate.generate(config, trained[1])
+  with monkeypatch.context() as patched:
+    patched.setattr(build, "sampler", build_spoilt)
+    with pytest.raises(errors.RunError, match=r"1 of 8 copies.*batch_size=2"):
+      generate.generate(config, trained[1])
   assert set(trained[1].glob("samples/*/chunk_*")) == before
-  monkeypatch.undo()
-  config.sampling.seed = 77 + place
   generate.generate(config, trained[1])
   assert set(trained[1].glob("samples/*/chunk_*")) > before
 
 
-def test_calls_that_are_not_full_are_checked_too(config, monkeypatch):
-  monkeypatch.setattr(
-    configured,
-    "make_sampler",
-    lambda *_, **__: (
-      lambda params, index, *_: (
-        np.where(np.arange(8) == 6, 200, 10)
-        .astype(np.uint8)
-        .reshape(4, 2, 1, 1, 1),
-        np.ones((4, 2), bool),
-      )
-    ),
-  )
-  draw = configured.make_draw(config, (None, None))
-  draw(np.arange(8), np.zeros(8, np.int32))  # eight images, none of them twice
+def test_calls_that_are_not_full_are_checked_too():
+  def run(params, index, *_):
+    places = np.where(np.arange(8) == 6, 200, 10).astype(np.uint8)
+    return places.reshape(4, 2, 1, 1, 1), np.ones((4, 2), bool)
+
+  draw = draw_lib.Draw(run, 2, 0, NUMBERS, SCHEDULE.grid(3))
+  label = np.zeros(8, np.int32)
+  draw((None, None), np.arange(8), label)  # eight images, none of them twice
   with pytest.raises(errors.RunError, match="of 4 copies"):
-    draw(np.arange(5), np.zeros(5, np.int32))
+    draw((None, None), np.arange(5), label[:5])

@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from cfgd import config as config_lib
+from cfgd import build
 from cfgd import diffusion
-from cfgd import networks
+from cfgd import identity
 from cfgd.sweep import grid
 from cfgd.sweep import planner
-from cfgd.sweep import runner
 from configs import embedded
 from configs import sweep_embedded_guidance
 
@@ -62,33 +61,25 @@ def test_a_counted_sampler_agrees():
       denoise, np.float32(0.3) * inside, null_label=10, two_passes=True
     )(z, logsnr, label)
 
-  diffusion.sample(
-    diffusion.ddim_step,
+  diffusion.ddim(
     diffusion.predictor(guided, threshold=diffusion.clip, v=0.3),
-    diffusion.image_keys(0, np.arange(1)),
-    np.zeros(1, np.int32),
-    shape=(2,),
-    logsnrs=diffusion.logsnr_grid(8, **config_lib.logsnr_range(config)),
+    *(None, np.ones((1, 2), np.float32), np.zeros(1, np.int32)),
+    build.schedule(config).grid(8),
   )
   jax.effects_barrier()
   assert planner.evaluations(config, 0.0) == len(made)
 
 
-def test_the_sum_of_a_sweep():
+def test_the_sum_of_a_sweep(tmp_path):
   config = sweep_embedded_guidance.get_config()
-  cells = grid.cells(config.sweep.grids, config.sampling)
-
-  def at(cell):
-    fields = {"T": cell.T, "w": cell.w, **dict(cell.fields)}
-    return config_lib.cell_config(config, p_uncond=cell.p_uncond, **fields)
-
-  parts = planner.costs(config, cells, at)
-  assert sum(part.cells for part in parts) == len(cells)
-  one = networks.forward_flop(config)
+  plan = grid.plan(config, tmp_path)
+  parts = planner.costs(config, plan)
+  assert sum(part.cells for part in parts) == len(plan)
+  one = build.forward_flop(config)
   # 400 steps of 64 images, forward and twice that back.
   assert parts[0].flop == pytest.approx(400 * 64 * 3 * one)
-  assert parts[1].what == "training the classifier"
-  cfg = next(part for part in parts if part.what == "p_uncond=0.1, T=16")
+  assert parts[1].name == "training the classifier"
+  cfg = next(part for part in parts if part.name == "p_uncond=0.1, T=16")
   assert cfg.flop == pytest.approx(1000 * (16 + 6 * 32) * one)
   lines = planner.table(parts, evaluations_per_second=3600 * 1000)
   assert len(lines) == len(parts) + 2
@@ -99,20 +90,22 @@ def test_the_sum_of_a_sweep():
 
 def test_a_second_run_costs_what_its_config_says(tmp_path):
   config = embedded.get_config()
-  config.sampling.update({"w": 0.3, "guidance": "auto"})
-  config.sampling.second_dir = str(tmp_path)
-  cells = [grid.Cell(0.1, 16, 0.3)]
+  config.sampling.guidance = "auto"
+  config.sampling.guide_dir = str(tmp_path / "weaker")
+  axes = {"p_uncond": (0.1,), "T": (16,), "w": (0.3,)}
+  config.sweep.grids = {"main": axes}
 
   def lines():
-    (_, part) = planner.costs(config, cells, lambda cell: config)
+    plan = grid.plan(config, tmp_path)
+    (_, part) = planner.costs(config, plan)
     return part.evaluations, planner.table([part], 0.0)[-1]
 
   assert lines() == (32, planner._ASSUMPTION)
   weaker = embedded.get_config()
   weaker.model.channel_mult = (1,)
   weaker.model.attention_resolutions = (weaker.data.image_size,)
-  config_lib.claim_workdir(weaker, tmp_path, write=True)
-  share = networks.forward_flop(weaker) / networks.forward_flop(config)
+  identity.claim_workdir(weaker, tmp_path / "weaker", write=True)
+  share = build.forward_flop(weaker) / build.forward_flop(config)
   evaluations, last = lines()
   assert evaluations == pytest.approx(16 + 16 * share)
   assert share < 0.9
@@ -120,7 +113,7 @@ def test_a_second_run_costs_what_its_config_says(tmp_path):
 
 
 def test_a_plan_writes_nothing(tmp_path):
-  lines = runner.price(sweep_embedded_guidance.get_config(), tmp_path, 0.0)
+  lines = planner.price(sweep_embedded_guidance.get_config(), tmp_path, 0.0)
   assert "training the classifier" in lines[2]
   assert lines[-1].split()[:3] == ["in", "all", "33"]
   assert not list(tmp_path.iterdir())
@@ -128,9 +121,9 @@ def test_a_plan_writes_nothing(tmp_path):
 
 def test_seeds_are_paid_for():
   config = sweep_embedded_guidance.get_config()
-  alone = runner.price(config, "unused", 0.0)
+  alone = planner.price(config, "unused", 0.0)
   config.sweep.seeds = (0, 1, 2)
-  lines = runner.price(config, "unused", 0.0)
+  lines = planner.price(config, "unused", 0.0)
   assert len(lines) == len(alone)
   assert "p_uncond=0.1, 3 seeds" in lines[1]
   for one, three in zip(alone[1:], lines[1:], strict=True):

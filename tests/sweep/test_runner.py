@@ -3,17 +3,20 @@
 import csv
 import itertools
 import shutil
+import types
 
 import pytest
 
 from cfgd.metrics import evaluate
-from cfgd.report import page
+from cfgd.paper import report
 from cfgd.runtime import errors
 from cfgd.runtime import lease
 from cfgd.sampling import generate
 from cfgd.sweep import grid
+from cfgd.sweep import results
 from cfgd.sweep import runner
 from cfgd.training import loop
+from configs import sweep_embedded_guidance
 from tests import conftest
 
 
@@ -52,6 +55,14 @@ def test_any_field_of_sampling_can_be_an_axis():
   ]
 
 
+CLASSIFIER = {
+  "task": "classifier",
+  "model": {"null_row": False, "num_head_channels": 32},
+  "diffusion": {"p_uncond": 0.0},
+  "train": {"steps": 3},
+}
+
+
 def small_sweep():
   config = conftest.make_tiny()
   config.sweep.grids.main.T = (3,)
@@ -61,10 +72,22 @@ def small_sweep():
   return config
 
 
+def sweep(config, workdir, **options):
+  return runner.sweep(config, workdir, report.writer(config), **options)
+
+
+def plan(config, workdir):
+  return {planned.cell.id: planned for planned in grid.plan(config, workdir)}
+
+
+def folders(config, workdir):
+  return [planned.folder for planned in grid.plan(config, workdir)]
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("sweep")
-  return workdir, runner.sweep(small_sweep(), workdir)
+  return workdir, sweep(small_sweep(), workdir)
 
 
 def rows(workdir):
@@ -96,15 +119,15 @@ def test_the_report_has_real_images_and_how_often_training_saw_them(
     "about": {"feature_network_accuracy": 0.75},
   }
   given = []
-  write = page.write
+  add = report.add
 
-  def keep(*args, **options):
-    given.append(options["epochs"])
-    return write(*args, **options)
+  def keep(summary, table, epochs):
+    given.append(epochs)
+    return add(summary, table, epochs)
 
   monkeypatch.setattr(evaluate, "held_out", lambda *_: real)
-  monkeypatch.setattr(page, "write", keep)
-  runner.write_report(config, workdir)
+  monkeypatch.setattr(report, "add", keep)
+  report.writer(config)(config, workdir, grid.plan(config, workdir))
   # 4,000 training digits.
   assert given == [config.train.steps * config.train.batch_size / 4000]
   text = (workdir / "report.md").read_text()
@@ -113,16 +136,17 @@ def test_the_report_has_real_images_and_how_often_training_saw_them(
   with (workdir / "results.csv").open() as file:
     *_, last = csv.DictReader(file)
   assert (last["id"], last["fd_embedded"]) == ("real images", "0.125")
+  planned = grid.plan(config, workdir)
   config.data.source = "tfds:no_such_set"
-  runner.write_report(config, workdir)
+  report.writer(config)(config, workdir, planned)
   assert given[1:] == [None]
 
 
 def test_the_same_call_does_no_work_twice(swept, monkeypatch):
   workdir, _ = swept
   before = (workdir / "results.csv").read_text()
-  monkeypatch.setattr(runner, "_run", None)
-  runner.sweep(small_sweep(), workdir)
+  monkeypatch.setattr(runner._Job, "_make", None)
+  sweep(small_sweep(), workdir)
   assert (workdir / "results.csv").read_text() == before
 
 
@@ -136,7 +160,7 @@ def test_only_missing_cells_are_run_and_give_the_same(swept):
     if path.parent != lost
   }
   (lost / "metrics.json").unlink()
-  runner.sweep(small_sweep(), workdir)
+  sweep(small_sweep(), workdir)
   assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
   metrics = ("fd_embedded", "is_embedded", "precision", "recall")
   for cell, row in rows(workdir).items():
@@ -148,11 +172,8 @@ def test_only_missing_cells_are_run_and_give_the_same(swept):
 def test_a_cell_of_another_job_is_left_to_it(swept, monkeypatch):
   workdir, _ = swept
   config = small_sweep()
-  cells = grid.cells(config.sweep.grids, config.sampling)
-  theirs, ours = (
-    runner.folder_of(config, workdir, cell) / "metrics.json"
-    for cell in cells[:2]
-  )
+  planned = grid.plan(config, workdir)
+  theirs, ours = map(results.path, planned[:2])
   finished = theirs.read_text()
   ours.unlink()
   theirs.unlink()
@@ -168,20 +189,22 @@ def test_a_cell_of_another_job_is_left_to_it(swept, monkeypatch):
 
   monkeypatch.setattr(runner.time, "sleep", sleep)
   busy.__enter__()
-  runner.sweep(config, workdir)
+  sweep(config, workdir)
   assert slept
   assert theirs.read_text() == finished
-  assert set(rows(workdir)) == {cell.id for cell in cells}
+  assert set(rows(workdir)) == {one.cell.id for one in planned}
 
 
 def test_shards_are_runs_of_cells_that_cover_the_sweep():
   axes = {"p_uncond": (0.1, 0.2, 0.5), "T": (8, 64), "w": (0, 1, 2)}
-  cells = grid.cells({"main": axes}, {})
+  cells = [
+    types.SimpleNamespace(cell=cell) for cell in grid.cells({"main": axes}, {})
+  ]
   for count in (1, 2, 3, 7, 40):
     shards = [grid.shard(cells, i, count) for i in range(1, count + 1)]
     assert list(itertools.chain(*shards)) == cells
   thirds = [grid.shard(cells, i, 3) for i in (1, 2, 3)]
-  assert [{cell.p_uncond for cell in third} for third in thirds] == [
+  assert [{one.cell.p_uncond for one in third} for third in thirds] == [
     *({0.1}, {0.2}, {0.5}),
   ]
 
@@ -191,10 +214,9 @@ def test_a_failed_training_is_tried_once_and_shards_do_what_is_left(
 ):
   workdir, _ = swept
   config = small_sweep()
-  cells = grid.cells(config.sweep.grids, config.sampling)
-  for cell in cells:
-    folder = runner.folder_of(config, workdir, cell)
-    (folder / "metrics.json").unlink()
+  planned = grid.plan(config, workdir)
+  for one in planned:
+    results.path(one).unlink()
   tried = []
 
   def train(config, run_dir, *, wait):
@@ -208,50 +230,42 @@ def test_a_failed_training_is_tried_once_and_shards_do_what_is_left(
       errors.RunError,
       match=r"2 of 3 cells failed \(p0.1_T3_w0: ValueError: mad",
     ):
-      runner.sweep(config, workdir)
+      sweep(config, workdir)
   assert tried == ["p0.1", "p0.5"]
   assert set(rows(workdir)) == {"p0.5_T2_w1"}
   assert len(list(workdir.glob("cells/*/error.txt"))) == 2
-  runner.sweep(config, workdir, shard=(1, 3))
+  sweep(config, workdir, shard=(1, 3))
   assert set(rows(workdir)) == {"p0.1_T3_w0", "p0.5_T2_w1"}
-  runner.sweep(config, workdir, shard=(2, 3))
-  assert set(rows(workdir)) == {cell.id for cell in cells}
+  sweep(config, workdir, shard=(2, 3))
+  assert set(rows(workdir)) == {one.cell.id for one in planned}
   assert not list(workdir.glob("cells/*/error.txt"))
 
 
 def test_other_settings_are_other_cells(swept):
   workdir, _ = swept
   config = small_sweep()
-  (cell, *_) = grid.cells(config.sweep.grids, config.sampling)
-  folder = runner.folder_of(config, workdir, cell)
+  before = folders(config, workdir)
   config.sampling.num_samples = 30
-  assert runner.folder_of(config, workdir, cell) != folder
+  assert not {*before} & {*folders(config, workdir)}
 
 
 def test_what_has_no_effect_names_no_cell(swept, set_defaults):
   workdir, _ = swept
   config = small_sweep()
-  unguided, guided, *_ = grid.cells(config.sweep.grids, config.sampling)
-  assert (unguided.w, guided.w) == (0.0, 0.5)
-
-  def folders():
-    return [
-      runner.folder_of(config, workdir, cell) for cell in (unguided, guided)
-    ]
-
-  before = folders()
+  unguided, guided, _ = grid.plan(config, workdir)
+  assert (unguided.cell.w, guided.cell.w) == (0.0, 0.5)
+  before = folders(config, workdir)[:2]
   config.sampling.quantile = 0.9
   config.sampling.batch_size = config.metrics.batch_size = 5
-  assert folders() == before
+  assert folders(config, workdir)[:2] == before
   config.sampling.interval = (-2.0, 3.0)
-  assert [a == b for a, b in zip(folders(), before, strict=True)] == [
-    *(True, False),
-  ]
+  now = folders(config, workdir)[:2]
+  assert [a == b for a, b in zip(now, before, strict=True)] == [True, False]
   set_defaults(optim_shift=0.0, sampling_spice=0.0, metrics_more=1)
   config = small_sweep()
-  assert folders() == before
+  assert folders(config, workdir)[:2] == before
   config.metrics.more = 2
-  assert folders() != before
+  assert folders(config, workdir)[:2] != before
 
 
 def test_a_sweep_goes_on_when_fields_are_added(
@@ -259,8 +273,8 @@ def test_a_sweep_goes_on_when_fields_are_added(
 ):
   workdir, _ = swept
   set_defaults(data_tint=0.0, sampling_spice=0.0, metrics_more=1)
-  monkeypatch.setattr(runner, "_run", None)
-  runner.sweep(small_sweep(), workdir)
+  monkeypatch.setattr(runner._Job, "_make", None)
+  sweep(small_sweep(), workdir)
 
 
 def test_cells_of_other_defaults_are_refused(swept, set_defaults):
@@ -269,19 +283,55 @@ def test_cells_of_other_defaults_are_refused(swept, set_defaults):
   with pytest.raises(
     errors.UserError, match=r"metrics\.neighbours: 3 there, 4 now.*delete"
   ):
-    runner.sweep(small_sweep(), workdir)
+    sweep(small_sweep(), workdir)
 
 
 def test_a_classifier_that_trains_longer_is_another(tmp_path):
   config = small_sweep()
   config.sampling.guidance = "classifier"
-  config.sweep.classifier = {"task": "classifier", "train": {"steps": 3}}
-  unguided, guided, *_ = grid.cells(config.sweep.grids, config.sampling)
-  before = runner.folder_of(config, tmp_path, guided)
-  alone = runner.folder_of(config, tmp_path, unguided)
+  config.sweep.classifier = CLASSIFIER
+  before = folders(config, tmp_path)
   config.sweep.classifier.train.steps = 4
-  assert runner.folder_of(config, tmp_path, guided) != before
-  assert runner.folder_of(config, tmp_path, unguided) == alone
+  after = folders(config, tmp_path)
+  assert before[0] == after[0]  # unguided
+  assert before[1] != after[1]
+
+
+def test_a_plan_has_the_classifier_of_the_cells_that_it_guides(tmp_path):
+  config = small_sweep()
+  config.sweep.classifier = CLASSIFIER
+  config.sweep.seeds = (4,)
+  config.sweep.grids.main.guidance = ("cfg", "classifier")
+  free, *_, guided = (
+    one for one in grid.plan(config, tmp_path) if one.cell.w == 0.5
+  )
+  assert free.guide_config is free.guide_dir is None
+  assert guided.guide_dir == tmp_path / "runs" / "classifier_seed4"
+  assert guided.config.sampling.guide_dir == str(guided.guide_dir)
+  assert guided.guide_config.task == "classifier"
+  assert guided.guide_config.seed == 4
+  assert guided.settings["classifier.train.steps"] == 3
+  # Wherever the sweep is.
+  elsewhere = plan(config, tmp_path / "elsewhere")[guided.cell.id]
+  assert elsewhere.folder.name == guided.folder.name
+  assert str(tmp_path) not in str(guided.settings)
+  with config.unlocked():
+    config.sampling.guide_dir = "given"
+  given = plan(config, tmp_path)[guided.cell.id]
+  assert given.guide_config is None
+  assert given.settings["sampling.second_dir"] == "given"
+
+
+def test_a_sweep_of_an_earlier_version_keeps_its_folders(tmp_path):
+  """Names of cells as they were first made; finished sweeps have them."""
+  config = sweep_embedded_guidance.get_config()
+  config.sweep.seeds = (1,)
+  assert {
+    "p0.1_T16_w0.3_seed1-318e5031",
+    "p0.1_T16_w0.3_guidance-classifier_seed1-a87dd1a3",
+    "p0.1_T16_w0_guidance-classifier_null_seed1-0804160a",
+    "p0.1_T16_w0_noise_scale-0.4_seed1-105b6826",
+  } <= {folder.name for folder in folders(config, tmp_path)}
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
@@ -296,7 +346,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
   with pytest.raises(
     errors.RunError, match=r"1 of 3 cells failed.*p0\.1_T3_w0"
   ):
-    runner.sweep(small_sweep(), tmp_path)
+    sweep(small_sweep(), tmp_path)
   assert set(rows(tmp_path)) == {"p0.1_T3_w0.5", "p0.5_T2_w1"}
   (note,) = tmp_path.glob("cells/*/error.txt")
   assert "made to fail" in note.read_text()
@@ -307,7 +357,7 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
   config = small_sweep()
   config.sweep.grids.main.w = (0.0, -2.0)
   with pytest.raises(errors.UserError, match=r"sampling\.w=-2"):
-    runner.sweep(config, tmp_path)
+    sweep(config, tmp_path)
   for field, value, words in (
     ("w", (), "at least one value"),
     ("w", ("a",), "must be a number"),
@@ -321,7 +371,7 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
     with config.ignore_type(), config.unlocked():
       config.sweep.grids.main[field] = value
     with pytest.raises(errors.UserError, match=rf"main\.{field}=.*{words}"):
-      runner.sweep(config, tmp_path)
+      sweep(config, tmp_path)
   config = small_sweep()
   with config.unlocked():
     config.sweep.grids.main.w = (0.0,)
@@ -329,8 +379,8 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
   with pytest.raises(
     errors.UserError, match=r"main\.interval=\(-2.0, 3.0\).*sampling\.w=0"
   ):
-    runner.sweep(config, tmp_path)
+    sweep(config, tmp_path)
   config.sweep.grids = {}
   with pytest.raises(errors.UserError, match="at least one grid"):
-    runner.sweep(config, tmp_path)
+    sweep(config, tmp_path)
   assert not list(tmp_path.iterdir())

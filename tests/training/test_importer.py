@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cfgd import networks
+from cfgd import build
 from cfgd.convert import guided_diffusion
 from cfgd.runtime import checkpoint
 from cfgd.runtime import errors
@@ -29,7 +29,7 @@ def adm(tiny):
 
 @pytest.fixture
 def imported(adm, tmp_path, monkeypatch):
-  params, state = golden_weights.fill(networks.param_shapes(adm))
+  params, state = golden_weights.fill(build.param_shapes(adm))
   monkeypatch.setattr(guided_diffusion, "read", lambda path: state)
   importer.import_checkpoint(adm, tmp_path / "adm", "weights.pt")
   return params, tmp_path / "adm"
@@ -39,9 +39,7 @@ def test_both_weights_are_the_imported_ones(adm, imported):
   params, workdir = imported
   assert checkpoint.steps(workdir) == [0]
   for weights in ("ema", "raw"):
-    read = checkpoint.read_params(
-      workdir, 0, networks.param_shapes(adm), weights
-    )
+    read = checkpoint.read_params(workdir, 0, build.param_shapes(adm), weights)
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
@@ -63,7 +61,7 @@ def test_fine_tuning_starts_with_a_null_row_of_zero(adm, imported, tmp_path):
   adm.optim.learning_rate = 1e-9
   loop.train(adm, tmp_path / "tuned")
   tuned = checkpoint.read_params(
-    tmp_path / "tuned", 1, networks.param_shapes(adm), "raw"
+    tmp_path / "tuned", 1, build.param_shapes(adm), "raw"
   )
   table = tuned["label_emb"]["embedding"]
   assert table.shape[0] == 11
@@ -89,10 +87,8 @@ def test_a_workdir_in_use_and_other_weights_are_refused(
 def test_a_classifier_is_imported_like_a_model(adm, tmp_path, monkeypatch):
   config = imagenet64_classifier.as_classifier(adm, num_res_blocks=1)
   config.model.model_channels = config.model.num_head_channels = 32
-  params, state = golden_weights.fill(networks.param_shapes(config))
+  params, state = golden_weights.fill(build.param_shapes(config))
   monkeypatch.setattr(guided_diffusion, "read", lambda path: state)
   importer.import_checkpoint(config, tmp_path, "classifier.pt")
-  read = checkpoint.read_params(
-    tmp_path, 0, networks.param_shapes(config), "ema"
-  )
+  read = checkpoint.read_params(tmp_path, 0, build.param_shapes(config), "ema")
   jax.tree.map(np.testing.assert_array_equal, read, params)

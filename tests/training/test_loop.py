@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgd import config as config_lib
-from cfgd import networks
+from cfgd import build
 from cfgd.runtime import checkpoint
 from cfgd.runtime import errors
 from cfgd.runtime import lease
@@ -27,10 +26,7 @@ from configs import imagenet64_classifier
 
 def final(config, workdir):
   """Return the newest state in a workdir as NumPy arrays."""
-  like = state_lib.create(
-    networks.initial_params(config),
-    state_lib.make_optimizer(**config_lib.adam_arguments(config)),
-  )
+  like = state_lib.create(build.initial_params(config), build.optimizer(config))
   checkpoints = checkpoint.Checkpointer(workdir, keep=3, keep_every=0)
   state = checkpoints.restore_newest(like)
   checkpoints.close()
@@ -201,7 +197,7 @@ def untrained(tiny, monkeypatch):
   tiny.model.null_row = False
   tiny.diffusion.p_uncond = tiny.sampling.w = 0.0
   params = {"w": np.zeros(3, np.float32)}
-  monkeypatch.setattr(loop.networks, "initial_params", lambda _: params)
+  monkeypatch.setattr(build, "initial_params", lambda _: params)
   return tiny
 
 
@@ -230,7 +226,7 @@ def scripted(untrained, monkeypatch):
     monkeypatch.setattr(
       loop.metric_writers, "create_default_writer", lambda *_, **__: writer
     )
-    monkeypatch.setattr(loop, "_make_step", lambda *_: step)
+    monkeypatch.setattr(build, "train_step", lambda _: step)
     untrained.train.steps = len(losses)
     try:
       loop.train(untrained, workdir)
@@ -318,9 +314,9 @@ def test_devices_that_hang_are_noticed_while_steps_are_dispatched(
   untrained.train.watchdog_seconds = 1.0
   seen, hung, dispatched = threading.Event(), [], []
 
-  def end(dog):
-    hung.append((dog._what, len(dispatched)))
-    dog.close()
+  def end(monitor):
+    hung.append((monitor._what, len(dispatched)))
+    monitor.close()
     seen.set()
 
   def step(state, batch, traced):
@@ -336,7 +332,7 @@ def test_devices_that_hang_are_noticed_while_steps_are_dispatched(
     return state, metrics
 
   monkeypatch.setattr(watchdog.Watchdog, "_end", end)
-  monkeypatch.setattr(loop, "_make_step", lambda *_: step)
+  monkeypatch.setattr(build, "train_step", lambda _: step)
   loop.train(untrained, tmp_path)
   ((what, number),) = hung
   assert what == "step 3"
@@ -347,7 +343,7 @@ def test_out_of_memory_names_the_fields_to_lower(tiny, tmp_path, monkeypatch):
   def step(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-  monkeypatch.setattr(loop, "_make_step", lambda *_: step)
+  monkeypatch.setattr(build, "train_step", lambda _: step)
   words = r"lower train\.batch_size=8 or set model\.remat=True"
   with pytest.raises(errors.RunError, match=words):
     loop.train(tiny, tmp_path)
@@ -356,7 +352,7 @@ def test_out_of_memory_names_the_fields_to_lower(tiny, tmp_path, monkeypatch):
 def test_two_jobs_do_not_train_in_one_workdir(tiny, tmp_path):
   with lease.hold(tmp_path / "train", seconds=60, wait=False):
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(lease.Busy, match="is at it"):
+    with pytest.raises(lease.Busy, match="held by process"):
       loop.train(tiny, tmp_path, wait=False)
     after = {path.name for path in tmp_path.iterdir()}
   assert after - {path.name for path in before} == {"config.json"}

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfgd import diffusion
+from cfgd.models import parametrization
 from cfgd.training import losses
 
-_SCHEDULE = {"logsnr_min": -20.0, "logsnr_max": 20.0}
+_SCHEDULE = diffusion.Schedule(-20.0, 20.0)
+
+
+def model(network):
+  return parametrization.Model(network, "uniform", _SCHEDULE)
 
 
 def make_batch(number):
@@ -25,12 +30,7 @@ def labelled(network):
     def apply(self, variables, z, time, label, dropout_keys):
       return variables["params"]["w"] * network(z, label)
 
-  return losses.diffusion_loss(
-    Module(),
-    null_label=10,
-    timesteps="uniform",
-    **_SCHEDULE,
-  )
+  return losses.diffusion_loss(model(Module()), null_label=10)
 
 
 def test_the_probe_finds_networks_that_cannot_guide():
@@ -63,7 +63,7 @@ class _Seer:
 def test_the_classifier_is_trained_at_the_schedules_noise_levels():
   """z is alpha x + sigma eps at the time that is said, for uniform times."""
   seer = _Seer(lambda z, time: jnp.zeros((len(time), 10)))
-  loss = losses.classifier_loss(seer, timesteps="uniform", **_SCHEDULE)
+  loss = losses.classifier_loss(model(seer))
   number = 4096
   batch = make_batch(number)
   keys = diffusion.image_keys(0, jnp.arange(number))
@@ -73,7 +73,7 @@ def test_the_classifier_is_trained_at_the_schedules_noise_levels():
   assert dropout_keys.shape == (number,)
   u = np.float64(time) / 1000
   np.testing.assert_allclose(np.sort(u), np.linspace(0, 1, number), atol=0.03)
-  logsnr = diffusion.logsnr_schedule(jnp.float32(u), **_SCHEDULE)
+  logsnr = _SCHEDULE.logsnr(jnp.float32(u))
   alpha, sigma = (
     np.sqrt(1 / (1 + np.exp(sign * np.float64(logsnr))))[:, None, None, None]
     for sign in (-1, 1)
@@ -98,7 +98,7 @@ def test_accuracy_is_told_by_noise_level():
   right = jax.nn.one_hot(batch["label"], 10)
   wrong = jax.nn.one_hot((batch["label"] + 1) % 10, 10)
   seer = _Seer(lambda z, time: jnp.where(time[:, None] < 500, right, wrong))
-  loss = losses.classifier_loss(seer, timesteps="uniform", **_SCHEDULE)
+  loss = losses.classifier_loss(model(seer))
   keys = diffusion.image_keys(1, jnp.arange(number))
   values, measured = loss(8.0, keys, batch, {})
   clean = np.asarray(seer.seen[0][1]) < 500

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from cfgd import diffusion
+from cfgd.models import parametrization
 from cfgd.runtime import distributed
 from cfgd.training import losses
 from cfgd.training import state as state_lib
@@ -218,11 +219,9 @@ def test_without_clipping_the_optimizer_has_adams_state():
 def test_microbatches_add_up_to_the_whole_batch_in_less_memory():
   """Loss and gradient of a real network, with label and other dropout."""
   network = networks.make_unet(channel_mult=(1,), attention_resolutions=(8,))
-  loss = losses.diffusion_loss(
-    network,
-    null_label=10,
-    **{"timesteps": "uniform", "logsnr_min": -20.0, "logsnr_max": 20.0},
-  )
+  schedule = diffusion.Schedule(-20.0, 20.0)
+  model = parametrization.Model(network, "uniform", schedule)
+  loss = losses.diffusion_loss(model, null_label=10)
   params, _ = golden_weights.fill(networks.shapes_of(network, 8))
   rng = np.random.default_rng(0)
   batch = {

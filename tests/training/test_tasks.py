@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from cfgd import networks
+from cfgd import build
 from cfgd import validation
-from cfgd.sampling import configured
 from cfgd.training import tasks
 from tests.models import golden_weights
 
@@ -14,16 +13,16 @@ from tests.models import golden_weights
 _SETTINGS = {
   "none": {"guidance": "none", "w": 0.0},
   "classifier": {
-    **{"guidance": "classifier", "w": 2.0, "second_dir": "elsewhere"},
-    **{"classifier_form": "mean", "interval": (-5.0, 5.0)},
+    **{"guidance": "classifier", "w": 2.0, "guide_dir": "elsewhere"},
+    **{"sampler": "ancestral_mean_shift", "interval": (-5.0, 5.0)},
   },
   "both": {
     **{"guidance": "cfg+classifier", "w": 0.0, "classifier_w": 1.0},
-    **{"second_dir": "elsewhere"},
+    **{"guide_dir": "elsewhere"},
   },
-  "marginal": {"guidance": "marginal", "w": 1.0, "second_dir": "elsewhere"},
+  "marginal": {"guidance": "marginal", "w": 1.0, "guide_dir": "elsewhere"},
   "auto": {
-    **{"guidance": "auto", "w": 1.0, "second_step": 100},
+    **{"guidance": "auto", "w": 1.0, "guide_step": 100},
     **{"rescale": 0.5, "w_schedule": "linear"},
   },
 }
@@ -61,9 +60,10 @@ def test_without_labels_the_preview_is_unconditional(tiny):
 
 
 @pytest.mark.parametrize("settings", _SETTINGS)
-def test_otherwise_the_preview_is_classifier_free(tiny, settings):
+def test_otherwise_the_preview_needs_the_model_alone(tiny, settings):
   preview = set_up(tiny, 0.2, True, settings)
-  assert preview.sampling.guidance == "cfg"
+  alone = "none" if settings == "none" else "cfg"
+  assert preview.sampling.guidance == alone
   assert preview.sampling.w == _SETTINGS[settings]["w"]
   validation.validate(preview, num_devices=1)
 
@@ -76,15 +76,15 @@ def test_a_preview_does_not_show_labels_that_are_not_trained(
   tiny, p_uncond, w, untrained
 ):
   tiny.diffusion.p_uncond, tiny.sampling.w = p_uncond, w
-  params, _ = golden_weights.fill(networks.param_shapes(tiny))
-  draw = configured.make_draw(tasks._preview(tiny), (params, None))
+  params, _ = golden_weights.fill(build.param_shapes(tiny))
+  draw = build.sampler(tasks._preview(tiny))
   other = jax.tree.map(np.copy, params)
   other["label_emb"]["embedding"][untrained] *= -3.0
-  draw_other = configured.make_draw(tasks._preview(tiny), (other, None))
   index = np.arange(8)
   label = (index % 10).astype(np.int32)
-  images, _ = draw(index, label)
-  np.testing.assert_array_equal(images, draw_other(index, label)[0])
+  images, _ = draw((params, None), index, label)
+  same, _ = draw((other, None), index, label)
+  np.testing.assert_array_equal(images, same)
   other["label_emb"]["embedding"] *= -3.0
-  changed = draw_other(index, label)[0]
+  changed, _ = draw((other, None), index, label)
   assert (images != changed).any()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cfgd import config as config_lib
-from cfgd import settings
+from cfgd import build
+from cfgd import identity
 from cfgd.runtime import errors
 from configs import embedded
 from tests.sampling import test_guided
@@ -72,13 +72,13 @@ def at(**fields):
 
 def images(config):
   kind = config.sampling.guidance
-  second = {"cfg": None, "none": None, "auto": test_guided.WEAK}
+  guide = {"cfg": None, "none": None, "auto": test_guided.WEAK}
   run = common.make(
     test_guided.MODEL,
-    second.get(kind, test_guided.JUDGE),
-    **config_lib.sampling_choices(config),
+    guide.get(kind, test_guided.JUDGE),
+    **build.sampling_choices(config.sampling)._asdict(),
   )
-  numbers = config_lib.sampling_numbers(config)
+  numbers = build.sampling_numbers(config.sampling)
   return common.draw(run, range(8), seed=config.sampling.seed, **numbers)
 
 
@@ -89,30 +89,30 @@ def test_fields_without_effect_change_no_image(chosen, tried, idle):
   for field in tried:
     changed = config.copy_and_resolve_references()
     changed.sampling[field] = OTHER[field]
-    assert (field in settings.unused(config)) == (field in idle), field
+    assert (field in identity.unused(config)) == (field in idle), field
     differ = (images(changed) != plain).any()
     assert differ == (field not in idle), field
-    same_name = settings.digest(settings.of_sampling(config)) == (
-      settings.digest(settings.of_sampling(changed))
+    same_name = identity.settings_digest(identity.of_sampling(config)) == (
+      identity.settings_digest(identity.of_sampling(changed))
     )
     assert same_name == (field in idle), field
 
 
 def test_no_strength_is_no_guidance():
   names = {
-    settings.digest(settings.of_sampling(at(guidance=kind, w=0.0)))
+    identity.settings_digest(identity.of_sampling(at(guidance=kind, w=0.0)))
     for kind in ("none", "cfg", "auto", "marginal", "classifier")
   }
   assert len(names) == 1
   one = at(guidance="cfg+classifier", w=1.0, classifier_w=0.0)
-  assert settings.of_sampling(one) == settings.of_sampling(at(w=1.0))
+  assert identity.of_sampling(one) == identity.of_sampling(at(w=1.0))
   null = at(guidance="classifier_null", w=0.0)  # its strength is w + 1
-  assert settings.of_sampling(null)["sampling.guidance"] == "classifier_null"
+  assert identity.of_sampling(null)["sampling.guidance"] == "classifier_null"
 
 
-def test_the_second_network_matters_where_it_guides():
+def test_the_guiding_network_matters_where_it_guides():
   def idle(**fields):
-    return {"second_dir", "second_step"} <= set(settings.unused(at(**fields)))
+    return {"guide_dir", "guide_step"} <= set(identity.unused(at(**fields)))
 
   assert idle(guidance="cfg", w=1.0)
   assert idle(guidance="auto", w=0.0)
@@ -124,74 +124,71 @@ def test_the_second_network_matters_where_it_guides():
 
 def test_who_says_v():
   config = at(v=0.5)
-  assert "v" not in settings.unused(config)
-  assert settings.unused(config)["v_from"] == "model.learn_sigma"
+  assert "v" not in identity.unused(config)
+  assert identity.unused(config)["v_from"] == "model.learn_sigma"
   config.model.learn_sigma = True
-  assert settings.unused(config)["v"] == "sampling.v_from"
-  assert "v_from" not in settings.unused(config)
+  assert identity.unused(config)["v"] == "sampling.v_from"
+  assert "v_from" not in identity.unused(config)
   config.sampling.v_from = "config"
-  assert not {"v", "v_from"} & set(settings.unused(config))
+  assert not {"v", "v_from"} & set(identity.unused(config))
   config.sampling.sampler = "ddim"
-  assert {"v", "v_from"} <= set(settings.unused(config))
-
-
-def test_what_is_not_known_is_taken_to_matter():
-  config = at(sampler="mine", guidance="mine", threshold="mine", w=1.0)
-  assert set(settings.unused(config)) == {"v_from"}  # sigma is not learned
+  assert {"v", "v_from"} <= set(identity.unused(config))
 
 
 def test_one_line_names_what_is_set_without_effect(monkeypatch):
   lines = []
   monkeypatch.setattr(
-    settings.logging,
+    identity.logging,
     "warning",
     lambda text, *arguments: lines.append(text % arguments),
   )
-  settings.warn_of_unused(at(w=1.0, v=0.5))
+  identity.warn_of_unused(at(w=1.0, v=0.5))
   assert not lines
-  settings.warn_of_unused(at(w=0.0, quantile=0.9, interval=(-2, 3)))
+  identity.warn_of_unused(at(w=0.0, quantile=0.9, interval=(-2, 3)))
   assert lines == [
     "sampling.quantile=0.9 has no effect with sampling.threshold='clip'; "
     "sampling.interval=(-2, 3) has no effect with sampling.w=0.0."
   ]
-  # A second network has to be there at w = 0, too.
-  settings.warn_of_unused(at(guidance="auto", w=0.0, second_step=3))
+  # A guiding network has to be there at w = 0, too.
+  identity.warn_of_unused(at(guidance="auto", w=0.0, guide_step=3))
   assert len(lines) == 1
 
 
 def test_names_do_not_change_when_fields_are_added(set_defaults):
-  before = settings.digest(settings.of_sampling(at(w=1.0)))
+  before = identity.settings_digest(identity.of_sampling(at(w=1.0)))
   set_defaults(sampling_spice=0.0)
-  assert settings.digest(settings.of_sampling(at(w=1.0))) == before
-  other = settings.of_sampling(at(w=1.0, spice=1.0))
-  assert settings.digest(other) != before
+  assert identity.settings_digest(identity.of_sampling(at(w=1.0))) == before
+  other = identity.of_sampling(at(w=1.0, spice=1.0))
+  assert identity.settings_digest(other) != before
 
 
 def test_a_folder_of_other_defaults_is_refused(tmp_path, set_defaults):
   path = tmp_path / "settings.json"
   config = at(w=1.0)
-  name = settings.digest(settings.of_sampling(config))
-  settings.claim(path, settings.of_sampling(config), write=False)
+  name = identity.settings_digest(identity.of_sampling(config))
+  identity.claim_settings(path, identity.of_sampling(config), write=False)
   assert not path.exists()
-  settings.claim(path, settings.of_sampling(config), write=True)
+  identity.claim_settings(path, identity.of_sampling(config), write=True)
   assert json.loads(path.read_text())["sampling.v"] == 0.3
 
   set_defaults(sampling_v=0.2, sampling_spice=0.0)
-  changed = settings.of_sampling(at(w=1.0))
-  assert settings.digest(changed) == name
+  changed = identity.of_sampling(at(w=1.0))
+  assert identity.settings_digest(changed) == name
   with pytest.raises(
     errors.UserError, match=r"sampling\.v: 0\.3 there, 0\.2 now.*delete"
   ) as caught:
-    settings.claim(path, changed, write=True)
+    identity.claim_settings(path, changed, write=True)
   assert "\n" not in str(caught.value)
-  settings.claim(path, settings.of_sampling(at(w=1.0, v=0.3)), write=True)
+  identity.claim_settings(
+    path, identity.of_sampling(at(w=1.0, v=0.3)), write=True
+  )
 
 
 def test_an_interval_of_integers_is_that_of_floats():
   config = embedded.get_config()
   config.sampling.interval = (-1.0, 3.0)
-  as_floats = settings.of_sampling(config)
+  as_floats = identity.of_sampling(config)
   config.sampling.interval = (-1, 3)
-  assert settings.digest(settings.of_sampling(config)) == settings.digest(
-    as_floats
-  )
+  assert identity.settings_digest(
+    identity.of_sampling(config)
+  ) == identity.settings_digest(as_floats)

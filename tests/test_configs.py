@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
-from cfgd import config as config_lib
+from cfgd import identity
 from cfgd.runtime import errors
+from cfgd.sweep import grid
 from configs import adm_imagenet64_classifier
 from configs import base
 from configs import embedded
@@ -33,10 +34,10 @@ def test_configs_have_the_same_fields(name):
   config = importlib.import_module(f"configs.{name}").get_config()
 
   def fields(plain):
-    plain = config_lib.to_dict(plain)
+    plain = identity.to_dict(plain)
     for name in ("grids", "classifier", "figures"):
       del plain["sweep"][name]
-    return set(config_lib.flatten(plain))
+    return set(identity.flatten(plain))
 
   assert fields(config) == fields(base.get_config())
 
@@ -100,15 +101,16 @@ _SWEEPS = {
 
 @pytest.mark.parametrize("module", _CLASSIFIERS)
 def test_adms_classifier_recipes(module):
-  swept = config_lib.classifier_config(_SWEEPS[module].get_config())
+  swept = grid.classifier_config(_SWEEPS[module].get_config())
   for config in (module.get_config(), swept):
     assert config.task == "classifier"
     for field, desired in _CLASSIFIERS[module].items():
-      assert config_lib.get(config, field) == desired, field
+      section, name = field.split(".")
+      assert config[section][name] == desired, field
 
 
 def test_other_classifiers_keep_their_own_recipes():
-  fashion = config_lib.classifier_config(sweep_fashion_mnist.get_config("cpu"))
+  fashion = grid.classifier_config(sweep_fashion_mnist.get_config("cpu"))
   recipes = [
     (config.optim.learning_rate, config.optim.weight_decay, config.train.steps)
     for config in (
@@ -128,17 +130,17 @@ def test_other_classifiers_keep_their_own_recipes():
 
 def test_workdir_belongs_to_its_config(tmp_path):
   config = embedded.get_config()
-  config_lib.claim_workdir(config, tmp_path, write=True)
+  identity.claim_workdir(config, tmp_path, write=True)
   before = (tmp_path / "config.json").read_text()
 
   config.sampling.w = 3.0
   config.train.steps = 10
   config.metrics.neighbours = 5
-  config_lib.claim_workdir(config, tmp_path, write=True)
+  identity.claim_workdir(config, tmp_path, write=True)
 
   config.model.model_channels = 64
   with pytest.raises(errors.UserError, match=r"model_channels: 32 there, 64"):
-    config_lib.claim_workdir(config, tmp_path, write=True)
+    identity.claim_workdir(config, tmp_path, write=True)
   assert (tmp_path / "config.json").read_text() == before
 
 
@@ -158,8 +160,8 @@ def old_run(tmp_path):
 def test_a_run_of_before_stays_what_it_is(old_run):
   before = (old_run / "config.json").read_text()
   config = embedded.get_config()
-  config_lib.claim_workdir(config, old_run, write=True)
-  assert config_lib.model_digest(config, old_run) == RECORDED_DIGEST
+  identity.claim_workdir(config, old_run, write=True)
+  assert identity.model_digest(config, old_run) == RECORDED_DIGEST
   assert (old_run / "config.json").read_text() == before
 
 
@@ -167,22 +169,22 @@ def test_a_new_field_at_its_default_changes_no_run(old_run, set_defaults):
   set_defaults(data_tint=0.0, model_gate=(1, 2), sampling_spice="none")
   config = embedded.get_config()
   assert config.model.gate == (1, 2)
-  config_lib.claim_workdir(config, old_run, write=False)
-  assert config_lib.model_digest(config, old_run) == RECORDED_DIGEST
+  identity.claim_workdir(config, old_run, write=False)
+  assert identity.model_digest(config, old_run) == RECORDED_DIGEST
 
   config.sampling.spice = "much"
-  config_lib.claim_workdir(config, old_run, write=False)
+  identity.claim_workdir(config, old_run, write=False)
   config.data.tint = 0.5
   with pytest.raises(
     errors.UserError, match=r"data\.tint: 0\.0 there by default, 0\.5 now"
   ):
-    config_lib.claim_workdir(config, old_run, write=False)
+    identity.claim_workdir(config, old_run, write=False)
 
 
 def test_a_changed_default_is_another_run(old_run, set_defaults):
   set_defaults(optim_b1=0.8)
   with pytest.raises(errors.UserError, match=r"b1: 0\.9 there, 0\.8 now"):
-    config_lib.claim_workdir(embedded.get_config(), old_run, write=False)
+    identity.claim_workdir(embedded.get_config(), old_run, write=False)
 
 
 def test_a_field_that_is_no_more_is_ignored(old_run, monkeypatch):
@@ -192,20 +194,20 @@ def test_a_field_that_is_no_more_is_ignored(old_run, monkeypatch):
   path.write_text(json.dumps(plain))
   warned = []
   monkeypatch.setattr(
-    config_lib.logging, "warning", lambda *text: warned.append(text)
+    identity.logging, "warning", lambda *text: warned.append(text)
   )
   config = embedded.get_config()
-  config_lib.claim_workdir(config, old_run, write=False)
+  identity.claim_workdir(config, old_run, write=False)
   ((text, *arguments),) = warned
   assert "model.gate=[1, 2]" in text % tuple(arguments)
   # The checkpoints of that run have this digest.
-  assert config_lib.model_digest(config, old_run) != RECORDED_DIGEST
-  assert "gate" not in config_lib.from_dict(plain).model
+  assert identity.model_digest(config, old_run) != RECORDED_DIGEST
+  assert "gate" not in identity.from_dict(plain).model
 
 
 def test_a_recorded_config_lacks_nothing(old_run, set_defaults):
   set_defaults(model_gate=(1, 2))
-  config = config_lib.from_dict(config_lib.read_recorded(old_run))
+  config = identity.recorded_config(old_run)
   assert config.model.gate == (1, 2)
   assert config.model.channel_mult == (1, 2)
   assert config.optim.learning_rate == 2e-3
@@ -214,18 +216,18 @@ def test_a_recorded_config_lacks_nothing(old_run, set_defaults):
 def test_a_broken_record_is_named(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(errors.UserError, match=r"config\.json is not JSON"):
-    config_lib.claim_workdir(embedded.get_config(), tmp_path, write=True)
+    identity.claim_workdir(embedded.get_config(), tmp_path, write=True)
 
 
 def test_reading_does_not_claim(tmp_path):
-  config_lib.claim_workdir(embedded.get_config(), tmp_path, write=False)
+  identity.claim_workdir(embedded.get_config(), tmp_path, write=False)
   assert not list(tmp_path.iterdir())
 
 
 def test_digest_names_what_a_model_is():
   config = embedded.get_config()
-  first = config_lib.digest(config_lib.identity(config))
+  first = identity.digest(identity.of_model(config))
   config.sampling.w = 2.0
-  assert config_lib.digest(config_lib.identity(config)) == first
+  assert identity.digest(identity.of_model(config)) == first
   config.diffusion.p_uncond = 0.2
-  assert config_lib.digest(config_lib.identity(config)) != first
+  assert identity.digest(identity.of_model(config)) != first

@@ -1,0 +1,381 @@
+"""Which fields make a model, its samples and its scores what they are.
+
+A model is what its workdir's config.json recorded. Folders of samples and of a
+sweep's cells are named by the settings that have an effect and are not at their
+default, so that neither a new field nor one without effect renames them; all
+settings with an effect are recorded in the folder's settings.json and compared
+before it is used again, as a name does not tell what a default was.
+"""
+
+import hashlib
+import json
+
+from absl import logging
+from etils import epath
+
+from cfgd import diffusion
+from cfgd import methods
+from cfgd.runtime import errors
+from cfgd.runtime import files
+from configs import base
+
+# Fields that have another name now, and what to use instead.
+RENAMED = {
+  "sampling.second_dir": "use sampling.guide_dir",
+  "sampling.second_step": "use sampling.guide_step",
+  "sampling.classifier_form": (
+    "use sampling.sampler='ancestral_mean_shift' for 'mean'; 'eps' is the "
+    "default"
+  ),
+}
+# Records have kept the names that these fields had when the first were made.
+_RECORDED_AS = {
+  "sampling.guide_dir": "sampling.second_dir",
+  "sampling.guide_step": "sampling.second_step",
+}
+# Fields that may change between two calls on one workdir. A new field may be
+# added here; one that runs have recorded must stay where it is, or their
+# digests change.
+_FREE = {
+  "data": ("dir", "threads", "prefetch"),
+  "model": ("remat",),
+  "train": (
+    *("microbatches", "steps", "log_every", "checkpoint_every"),
+    *("sample_every", "keep", "keep_every", "keep_first", "watchdog_seconds"),
+    *("lease_seconds", "heldout_images", "max_skipped"),
+  ),
+}
+_FREE_SECTIONS = ("sampling", "metrics", "sweep")
+# How the images are spread over calls and files.
+_LAYOUT = ("batch_size", "chunk_size")
+
+
+# Configs as plain values.
+
+
+def to_dict(config):
+  """Return the config as plain nested dicts and lists, as JSON has them."""
+  return json.loads(config.to_json_best_effort())
+
+
+def flatten(plain, prefix=""):
+  """Return nested dicts as one, by dotted names."""
+  flat = {}
+  for key, value in plain.items():
+    if isinstance(value, dict):
+      flat.update(flatten(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def fields(config):
+  """Return the values of a config by dotted field, as JSON has them."""
+  return flatten(to_dict(config))
+
+
+def defaults():
+  """Return configs/base.py's value of every field, by dotted name.
+
+  A record that lacks a field was made before the field was, by code that did
+  what its default says.
+  """
+  return fields(base.get_config())
+
+
+def digest(plain):
+  """Return 8 hexadecimal digits that name a JSON-like value."""
+  text = json.dumps(plain, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def from_dict(plain):
+  """Return a recorded config with today's fields and types.
+
+  A field that was not recorded gets its default; recorded fields that no longer
+  exist are dropped.
+
+  Args:
+    plain: nested dicts, as config.json has them.
+  """
+  config = base.get_config()
+  known = defaults()
+  recorded = {
+    field: tuple(value) if isinstance(value, list) else value
+    for field, value in flatten(plain).items()
+    if field in known
+  }
+  with config.ignore_type():
+    config.update_from_flattened_dict(recorded)
+  return config
+
+
+# Models.
+
+
+def of_model(config):
+  """Return the fields, as nested dicts, that a trained model depends on.
+
+  The others may change from call to call: how long to train, how often to log
+  and save, and all of sampling and evaluation.
+  """
+  return _of_model(to_dict(config))
+
+
+def _of_model(plain):
+  return {
+    section: value
+    if not isinstance(value, dict)
+    else {k: v for k, v in value.items() if k not in _FREE.get(section, ())}
+    for section, value in plain.items()
+    if section not in _FREE_SECTIONS
+  }
+
+
+def _record(workdir):
+  return epath.Path(workdir) / "config.json"
+
+
+def _read_record(workdir):
+  path = _record(workdir)
+  if not path.exists():
+    raise errors.UserError(f"{path}: no such file; not the workdir of a run")
+  return _read_json(path, "use another --workdir")
+
+
+def _read_json(path, remedy):
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise errors.UserError(f"{path} is not JSON ({error}): {remedy}") from error
+
+
+def recorded_config(workdir):
+  """Return the config that a workdir was made with, see `from_dict`.
+
+  Raises:
+    errors.UserError: there is none, or it is not JSON.
+  """
+  return from_dict(_read_record(workdir))
+
+
+def model_digest(config, workdir):
+  """Return the digest of a model as its workdir recorded it.
+
+  So it stays the same when fields are added to configs/base.py. A config that
+  `claim_workdir` accepts there has this identity.
+
+  Args:
+    config: ConfigDict of the run, for a workdir without a record.
+    workdir: folder of the run.
+  """
+  recorded = _record(workdir).exists()
+  plain = _read_record(workdir) if recorded else to_dict(config)
+  return digest(_of_model(plain))
+
+
+def claim_workdir(config, workdir, *, write, ignore=()):
+  """Make sure that a workdir belongs to this config.
+
+  A field that the record lacks counts as recorded at its default. A recorded
+  field that no longer exists is ignored, with a warning.
+
+  Args:
+    config: ConfigDict.
+    workdir: folder of the run.
+    write: record the config where the folder has no record.
+    ignore: fields that may differ.
+
+  Raises:
+    errors.UserError: the folder was made with another config; names the first
+      fields that differ.
+  """
+  path = _record(workdir)
+  if not path.exists():
+    if write:
+      files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
+    return
+  now = flatten(of_model(config))
+  there = flatten(_of_model(_read_record(workdir)))
+  found = _differences(there, now, defaults())
+  differing = [text for field, text in found.items() if field not in ignore]
+  if differing:
+    raise errors.UserError(
+      f"{workdir} was made with another config ({_first_few(differing)}): use "
+      "another --workdir or the same config"
+    )
+  unknown = [f"{k}={v!r}" for k, v in there.items() if k not in now]
+  if unknown:
+    logging.warning(
+      "%s has fields that no longer exist; they are ignored: %s.",
+      path,
+      ", ".join(unknown),
+    )
+
+
+def _differences(there, now, default):
+  """Return {field: text} of the fields of `now` that are recorded otherwise."""
+  found = {}
+  for field, value in now.items():
+    if field in there:
+      recorded, text = there[field], f"{there[field]!r} there"
+    elif field in default:
+      recorded, text = default[field], f"{default[field]!r} there by default"
+    else:
+      recorded, text = None, "absent there"
+    if recorded != value:
+      found[field] = f"{field}: {text}, {value!r} now"
+  return found
+
+
+def _first_few(texts):
+  texts = list(texts)
+  return "; ".join(texts[:3]) + ("; ..." if len(texts) > 3 else "")
+
+
+# Samples.
+
+
+def unused(config):
+  """Return {field of `sampling` without effect: the field that says why}."""
+  sampling = config.sampling
+  method = methods.METHODS[sampling.guidance]
+  sampler = diffusion.SAMPLERS[sampling.sampler]
+  noisy = "noise_scale" not in sampler.numbers or sampling.noise_scale
+  rules = [
+    ("sampling.threshold", _others(methods.THRESHOLDS, sampling.threshold)),
+    ("sampling.sampler", _others(diffusion.SAMPLERS, sampling.sampler)),
+    ("sampling.sampler", () if sampler.uses_v else ("v", "v_from")),
+    ("sampling.noise_scale", () if noisy else ("v", "v_from")),
+    ("model.learn_sigma", () if config.model.learn_sigma else ("v_from",)),
+    (
+      "sampling.v_from",
+      ("v",) if config.model.learn_sigma and sampling.v_from == "own" else (),
+    ),
+    ("sampling.guidance", _idle_with(method)),
+  ]
+  if not any(sampling[strength] for strength in method.strengths):
+    rules.append(("sampling.w", ("w_schedule", "interval")))
+  if not sampling.w:
+    rules.append(("sampling.w", ("rescale",)))
+  if not methods.METHODS[methods.reduced(sampling)].guide:
+    zero = next(iter(method.at_zero), "w")
+    rules.append((f"sampling.{zero}", ("guide_dir", "guide_step")))
+  found = {}
+  for because, names in rules:
+    for name in names:
+      found.setdefault(name, because)
+  return found
+
+
+def _others(rows, chosen):
+  """Return the numbers that other rows of a table use, and the chosen not."""
+  used = {name for row in rows.values() for name in row.numbers}
+  return sorted(used - set(rows[chosen].numbers))
+
+
+def _idle_with(method):
+  """Return the fields of `sampling` that a method has no use for."""
+  idle = [
+    name for name in methods.Strength._fields if name not in method.strengths
+  ]
+  idle += [] if method.strengths else ["w_schedule", "interval"]
+  idle += [] if method.combines else ["rescale"]
+  idle += [] if method.guide else ["guide_dir", "guide_step"]
+  # w is 0 there, or validation refuses it.
+  return [name for name in idle if name != "w"]
+
+
+def why_unused(config, field):
+  """Return "A=1 has no effect with B=2" of a field of `unused`."""
+  because = unused(config)[field]
+  return (
+    f"sampling.{field}={config.sampling[field]!r} has no effect with "
+    f"{because}={fields(config)[because]!r}"
+  )
+
+
+def warn_of_unused(config):
+  """Log one line that names the fields that are set without effect."""
+  default, now = defaults(), fields(config)
+  needed = methods.METHODS[config.sampling.guidance].guide
+  idle = [
+    why_unused(config, name)
+    for name in unused(config)
+    if now[f"sampling.{name}"] != default[f"sampling.{name}"]
+    # At w = 0 the guiding network still has to exist.
+    and not (needed and name in ("guide_dir", "guide_step"))
+  ]
+  if idle:
+    logging.warning("%s.", "; ".join(idle))
+
+
+def of_sampling(config):
+  """Return the fields of `sampling` that have an effect, by recorded name.
+
+  Configs whose images are the same by another guidance have the same, see
+  `methods.reduced`.
+  """
+  config = config.copy_and_resolve_references()
+  config.sampling.guidance = methods.reduced(config.sampling)
+  config.sampling.interval = tuple(map(float, config.sampling.interval))
+  idle = {*_LAYOUT, *unused(config)}
+  plain = to_dict(config)["sampling"]
+  return _recorded(
+    {f"sampling.{k}": v for k, v in plain.items() if k not in idle}
+  )
+
+
+def _recorded(flat):
+  return {_RECORDED_AS.get(field, field): v for field, v in flat.items()}
+
+
+def recorded_defaults():
+  """Return `defaults` by the names that records have."""
+  return _recorded(defaults())
+
+
+def settings_digest(settings, default=None):
+  """Return 8 hexadecimal digits that name settings by what is not default.
+
+  Args:
+    settings: value by dotted field, as JSON has it.
+    default: by field, `recorded_defaults` unless given; a setting without a
+      default is always named.
+  """
+  default = default or recorded_defaults()
+  named = {
+    field: value
+    for field, value in settings.items()
+    if field not in default or default[field] != value
+  }
+  return digest(named)
+
+
+def claim_settings(path, settings, default=None, *, write):
+  """Make sure that a folder belongs to these settings.
+
+  Args:
+    path: of the folder's record, settings.json.
+    settings: see `settings_digest`.
+    default: see `settings_digest`; a field that the record lacks counts as
+      recorded at its default.
+    write: record the settings where the folder has no record.
+
+  Raises:
+    errors.UserError: the record has other values: a default has changed since.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    if write:
+      files.write_atomic(path, json.dumps(settings, indent=2) + "\n")
+    return
+  remedy = f"delete {path.parent} to make it again"
+  there = _read_json(path, remedy)
+  found = _differences(there, settings, default or recorded_defaults())
+  if found:
+    raise errors.UserError(
+      f"{path.parent} was made with other defaults "
+      f"({_first_few(found.values())}): set these fields as they were, or "
+      f"{remedy}"
+    )

@@ -1,0 +1,154 @@
+"""The blocks of a page as Markdown and HTML, and tables as CSV too."""
+
+import base64
+from collections.abc import Sequence
+import csv
+import dataclasses
+import html
+import io
+import itertools
+import math
+import re
+from typing import Any
+from typing import NamedTuple
+
+
+class Strong(str):
+  """Text in bold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of values: numbers, text, or None for an empty field.
+
+  Attributes:
+    columns: their names.
+    groups: of rows; HTML draws a line above each group.
+    prose: whether the columns are text, aligned to the left.
+  """
+
+  columns: Sequence[str]
+  groups: Sequence[Sequence[Sequence[Any]]]
+  prose: bool = False
+
+  def csv(self):
+    """Return the values in full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(self.columns)
+    for rows in self.groups:
+      writer.writerows(rows)
+    return out.getvalue()
+
+  def markdown(self):
+    """Return the lines of a table with pipes."""
+    rows = [map(escape, self.columns)]
+    rows += [["---" if self.prose else "---:"] * len(self.columns)]
+    rows += [map(_markdown, row) for group in self.groups for row in group]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+  def html(self):
+    """Return a <table> with a <tbody> for each group."""
+    head = "".join(tag("th", name) for name in self.columns)
+    kind = ' class="prose"' if self.prose else ""
+    lines = [f"<table{kind}>", f"<thead><tr>{head}</tr></thead>"]
+    for rows in self.groups:
+      body = [f"<tr>{''.join(map(_html, row))}</tr>" for row in rows]
+      lines += ["<tbody>", *body, "</tbody>"]
+    return "\n".join([*lines, "</table>"])
+
+
+class Picture(NamedTuple):
+  """A PNG with its caption; `name` is that of its file in figures/."""
+
+  name: str
+  caption: str
+  png: bytes
+
+  def markdown(self):
+    """Return a link to the file, and the caption."""
+    link = f"![{self.name}](figures/{self.name}.png)"
+    return f"{link}\n\n{escape(self.caption)}"
+
+  def html(self):
+    """Return a <figure> that holds the picture itself."""
+    source = "data:image/png;base64," + base64.b64encode(self.png).decode()
+    image = f'<img alt="{html.escape(self.caption)}" src="{source}">'
+    return f"<figure>{image}{tag('figcaption', self.caption)}</figure>"
+
+
+class Details(NamedTuple):
+  """Preformatted text that opens on a click; Markdown leaves it out."""
+
+  title: str
+  text: str
+
+  def html(self):
+    """Return a closed <details>."""
+    parts = tag("summary", self.title), tag("pre", self.text)
+    return "\n".join(["<details>", *parts, "</details>"])
+
+
+class Section(NamedTuple):
+  """Paragraphs, tables, pictures and details under a title.
+
+  Attributes:
+    title: of the section.
+    blocks: str is a paragraph.
+    kind: class of the grid that HTML sets pictures in.
+  """
+
+  title: str
+  blocks: Sequence[str | Table | Picture | Details]
+  kind: str = "curves"
+
+  def markdown(self):
+    """Return the title and the blocks, an empty line between two of them."""
+    lines = [f"## {escape(self.title)}"]
+    for block in self.blocks:
+      text = isinstance(block, str)
+      lines.append(escape(block) if text else block.markdown())
+    return "\n\n".join(lines)
+
+  def html(self):
+    """Return the title and the blocks, neighbouring pictures in one grid."""
+    lines = [tag("h2", self.title)]
+    for pictures, blocks in itertools.groupby(
+      self.blocks, lambda block: isinstance(block, Picture)
+    ):
+      inside = [
+        tag("p", block) if isinstance(block, str) else block.html()
+        for block in blocks
+      ]
+      grid = [f'<div class="{self.kind}">', *inside, "</div>"]
+      lines += grid if pictures else inside
+    return "\n".join(lines)
+
+
+def number(value):
+  """Return a value as readers see it, numbers with a few digits."""
+  if isinstance(value, str | int | None):
+    return "" if value is None else str(value)
+  plain = value == 0 or 1e-3 <= abs(value) < 1e6 or not math.isfinite(value)
+  return f"{value:.3f}" if plain else f"{value:.2e}"
+
+
+def escape(text):
+  """Return text on one line that Markdown takes literally."""
+  return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def tag(name, text):
+  """Return an HTML element that holds text."""
+  return f"<{name}>{html.escape(str(text))}</{name}>"
+
+
+def _markdown(value):
+  text = escape(number(value))
+  return f"**{text}**" if isinstance(value, Strong) else text
+
+
+def _html(value):
+  if isinstance(value, Strong):
+    return f"<td>{tag('strong', value)}</td>"
+  return tag("td", number(value))
