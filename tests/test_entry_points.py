@@ -110,7 +110,7 @@ def test_sample_and_evaluate(trained):
       ["--config.train.batch_size=6"],
     ),
     ("made with another config", "train", ["--config.seed=5"]),
-    ("must be a number of at least -1", "sample", ["--config.sampling.w=-1.2"]),
+    ("w=-1.2: must be at least -1", "sample", ["--config.sampling.w=-1.2"]),
     ("must be at least 2", "sample", ["--config.sampling.T=1"]),
     ("must be in 0..9", "sample", ["--config.sampling.labels=10,"]),
     ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),
@@ -136,7 +136,7 @@ def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path, fail):
   fail("allow_other_archives", *command)
   assert not list((tmp_path / "data").iterdir())
   out, err = succeed(*command, "--allow_other_archives")
-  assert "6 of 6 images" in err
+  assert "Preparing 6 images" in err
   assert (pathlib.Path(out.strip()) / "dataset_info.json").exists()
 
 
