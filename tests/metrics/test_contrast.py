@@ -141,7 +141,6 @@ def test_labels_that_are_not_the_images_are_not_used(labels, good):
 def test_samples_of_another_contrast_are_at_distance_zero_once_matched(
   tiny, tmp_path
 ):
-  tiny.metrics.feature_net.steps = 20
   train = sources.load(spec.Spec("embedded", 4, crop=24), "train")
   # The same images at half the contrast, and what is left of their levels.
   darker = (train.images // 2).astype(np.uint8)
