@@ -96,7 +96,6 @@ def initial_params(config):
 
 @functools.cache
 def _compiled_init(network):
-  """Cached, so that the trainings of a sweep share one compilation."""
   return jax.jit(network.init)
 
 

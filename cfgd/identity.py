@@ -12,6 +12,7 @@ import json
 
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
 from cfgd import diffusion
 from cfgd import methods
@@ -46,8 +47,14 @@ _FREE = {
   ),
 }
 _FREE_SECTIONS = ("sampling", "metrics", "sweep")
-# How the images are spread over calls and files.
+# Fields of `sampling` that change no image: how they are spread over calls and
+# files.
 _LAYOUT = ("batch_size", "chunk_size")
+# Recorded fields that say where checkpoints are and how many images there are.
+_PLACES = (
+  *("sampling.num_samples", "sampling.checkpoint_step"),
+  *("sampling.second_dir", "sampling.second_step"),
+)
 
 
 # Configs as plain values.
@@ -58,15 +65,9 @@ def to_dict(config):
   return json.loads(config.to_json_best_effort())
 
 
-def flatten(plain, prefix=""):
+def flatten(plain):
   """Return nested dicts as one, by dotted names."""
-  flat = {}
-  for key, value in plain.items():
-    if isinstance(value, dict):
-      flat.update(flatten(value, f"{prefix}{key}."))
-    else:
-      flat[prefix + key] = value
-  return flat
+  return traverse_util.flatten_dict(plain, sep=".")
 
 
 def fields(config):
@@ -191,10 +192,13 @@ def claim_workdir(config, workdir, *, write, ignore=()):
       fields that differ.
   """
   path = _record(workdir)
-  if not path.exists():
-    if write:
-      files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
-    return
+  if path.exists():
+    _compare_workdir(config, workdir, ignore)
+  elif write:
+    files.write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def _compare_workdir(config, workdir, ignore):
   now = flatten(of_model(config))
   there = flatten(_of_model(_read_record(workdir)))
   found = _differences(there, now, defaults())
@@ -208,7 +212,7 @@ def claim_workdir(config, workdir, *, write, ignore=()):
   if unknown:
     logging.warning(
       "%s has fields that no longer exist; they are ignored: %s.",
-      path,
+      _record(workdir),
       ", ".join(unknown),
     )
 
@@ -236,6 +240,23 @@ def _first_few(texts):
 # Samples.
 
 
+def _reduced(sampling):
+  """Return the method with the same samples as `sampling.guidance`'s.
+
+  Of those, the one that needs the fewest networks at the strengths set.
+
+  Args:
+    sampling: the config's section.
+  """
+  name = sampling.guidance
+  while True:
+    at_zero = methods.METHODS[name].at_zero
+    same = [at_zero[strength] for strength in at_zero if not sampling[strength]]
+    if not same:
+      return name
+    name = same[0]
+
+
 def unused(config):
   """Return {field of `sampling` without effect: the field that says why}."""
   sampling = config.sampling
@@ -258,7 +279,7 @@ def unused(config):
     rules.append(("sampling.w", ("w_schedule", "interval")))
   if not sampling.w:
     rules.append(("sampling.w", ("rescale",)))
-  if not methods.METHODS[methods.reduced(sampling)].guide:
+  if not methods.METHODS[_reduced(sampling)].guide:
     zero = next(iter(method.at_zero), "w")
     rules.append((f"sampling.{zero}", ("guide_dir", "guide_step")))
   found = {}
@@ -314,10 +335,10 @@ def of_sampling(config):
   """Return the fields of `sampling` that have an effect, by recorded name.
 
   Configs whose images are the same by another guidance have the same, see
-  `methods.reduced`.
+  `_reduced`.
   """
   config = config.copy_and_resolve_references()
-  config.sampling.guidance = methods.reduced(config.sampling)
+  config.sampling.guidance = _reduced(config.sampling)
   config.sampling.interval = tuple(map(float, config.sampling.interval))
   idle = {*_LAYOUT, *unused(config)}
   plain = to_dict(config)["sampling"]
@@ -352,6 +373,49 @@ def settings_digest(settings, default=None):
   return digest(named)
 
 
+def claim_samples(model, guide, *, write):
+  """Return the folder of a model's samples; make sure that it belongs to them.
+
+  Samples may differ from training in model.dtype: parameters are float32
+  whatever the computation's type.
+
+  Args:
+    model: (config, workdir, step of the checkpoint).
+    guide: the same of the guiding network, or None.
+    write: record the settings where there is no record.
+
+  Raises:
+    errors.UserError: the workdir is of another run, or the samples were made
+      with other defaults.
+  """
+  config, workdir, step = model
+  warn_of_unused(config)
+  claim_workdir(config, workdir, write=False, ignore=("model.dtype",))
+  sampling = of_sampling(config)
+  found = {
+    "model": model_digest(config, workdir),
+    "model.dtype": config.model.dtype,
+    "checkpoint_step": step,
+    "second": None,
+    **{k: v for k, v in sampling.items() if k not in _PLACES},
+  }
+  if "sampling.second_dir" in sampling:
+    theirs, folder, step_of_guide = guide
+    digest_of_guide = model_digest(theirs, folder)
+    found["second"] = {
+      "model": digest_of_guide,
+      "checkpoint_step": step_of_guide,
+    }
+  kind, method, num_steps, w = (
+    found[f"sampling.{name}"] for name in ("sampler", "guidance", "T", "w")
+  )
+  name = f"{kind}_{method}_T{num_steps}_w{w:g}_step{step}"
+  name += f"-{settings_digest(found)}"
+  folder = epath.Path(workdir) / "samples" / name
+  claim_settings(folder / "settings.json", found, write=write)
+  return folder
+
+
 def claim_settings(path, settings, default=None, *, write):
   """Make sure that a folder belongs to these settings.
 
@@ -367,15 +431,16 @@ def claim_settings(path, settings, default=None, *, write):
   """
   path = epath.Path(path)
   if not path.exists():
-    if write:
-      files.write_atomic(path, json.dumps(settings, indent=2) + "\n")
-    return
-  remedy = f"delete {path.parent} to make it again"
-  there = _read_json(path, remedy)
-  found = _differences(there, settings, default or recorded_defaults())
+    found = {}
+  else:
+    remedy = f"delete {path.parent} to make it again"
+    there = _read_json(path, remedy)
+    found = _differences(there, settings, default or recorded_defaults())
   if found:
     raise errors.UserError(
       f"{path.parent} was made with other defaults "
       f"({_first_few(found.values())}): set these fields as they were, or "
       f"{remedy}"
     )
+  if write and not path.exists():
+    files.write_atomic(path, json.dumps(settings, indent=2) + "\n")

@@ -212,23 +212,6 @@ W_SCHEDULES = {
 }
 
 
-def reduced(sampling):
-  """Return the method with the same samples as `sampling.guidance`'s.
-
-  Of those, the one that needs the fewest networks at the strengths set.
-
-  Args:
-    sampling: the config's section.
-  """
-  name = sampling.guidance
-  while True:
-    at_zero = METHODS[name].at_zero
-    same = [at_zero[strength] for strength in at_zero if not sampling[strength]]
-    if not same:
-      return name
-    name = same[0]
-
-
 def without_guide(name, p_uncond):
   """Return a method like `name` for a model without its guiding network.
 

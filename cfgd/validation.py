@@ -1,8 +1,11 @@
 """The rules of a config, checked before anything is compiled or written."""
 
+import functools
 import itertools
 import math
 import re
+
+from flax import traverse_util
 
 from cfgd import diffusion
 from cfgd import identity
@@ -17,8 +20,13 @@ _OWN_NETWORK = re.compile(r"own:([a-z0-9_]+)")
 _OPEN = ("sweep.grids.", "sweep.classifier.", "sweep.figures.")
 
 
-def _require(condition, field, value, allowed):
-  if not condition:
+def _require(config, field, holds, allowed, value=None):
+  """Raise unless a rule holds; `value` is the field's own by default."""
+  if not holds:
+    if value is None:
+      value = functools.reduce(
+        lambda node, k: node[k], field.split("."), config
+      )
     raise errors.UserError(f"{field}={value!r}: {allowed}")
 
 
@@ -148,7 +156,7 @@ def validate(config, *, num_devices):
   """
   _validate_fields(config)
   _validate_task(config)
-  _validate_data(config.data)
+  _validate_data(config)
   _validate_levels(config)
   _validate_training(config, num_devices)
   _validate_sampling(config)
@@ -160,20 +168,23 @@ def validate_sampling(config):
   _validate_sampling(config)
 
 
-def validate_generation(config):
-  """Check that a config's model makes images."""
+def validate_generation(config, *, num_devices):
+  """Check all rules of a config whose model is to make images."""
+  validate(config, num_devices=num_devices)
   _require(
-    config.task == "diffusion",
+    config,
     "task",
-    config.task,
+    config.task == "diffusion",
     "makes no samples; give the config of a diffusion model",
   )
 
 
 def _validate_fields(config, sections=("",)):
   """Check that all fields are known, and each by its rule."""
-  values = identity.flatten(config.to_dict())
-  known = identity.defaults()
+  values, known = (
+    traverse_util.flatten_dict(config.to_dict(), sep="."),
+    identity.defaults(),
+  )
   for field, value in values.items():
     if field not in known and not field.startswith(_OPEN):
       advice = identity.RENAMED.get(field, "see configs/base.py")
@@ -181,122 +192,107 @@ def _validate_fields(config, sections=("",)):
   for field, rule in RULES.items():
     if field.startswith(sections):
       wrong = rule(values[field])
-      _require(not wrong, field, values[field], wrong)
+      _require(config, field, not wrong, wrong)
 
 
 def _validate_task(config):
-  """Check the fields that a task does not go with."""
-  model = config.model
+  """Check the fields that do not go with every task or kind of network."""
+  require, model = functools.partial(_require, config), config.model
   if config.task == "classifier":
-    for field in ("null_row", "learn_sigma"):
-      _require(
-        not model[field],
-        f"model.{field}",
-        model[field],
-        "must be False where task='classifier'",
-      )
-    _require(
-      model.num_head_channels > 0,
+    for name in ("null_row", "learn_sigma"):
+      text = "must be False where task='classifier'"
+      require(f"model.{name}", not model[name], text)
+    require(
       "model.num_head_channels",
-      model.num_head_channels,
+      model.num_head_channels > 0,
       "must be above 0 where task='classifier': its pool has heads by width",
     )
-  _require(
-    not model.learn_sigma or config.diffusion.timesteps != "uniform",
+  require(
     "model.learn_sigma",
-    True,
+    not model.learn_sigma or config.diffusion.timesteps != "uniform",
     "belongs to ADM's weights: diffusion.timesteps must be adm_cosine or "
     "adm_linear",
   )
-  p_uncond = config.diffusion.p_uncond
-  _require(
-    model.null_row or p_uncond == 0,
+  require(
     "diffusion.p_uncond",
-    p_uncond,
+    model.null_row or config.diffusion.p_uncond == 0,
     "must be 0 where model.null_row=False leaves no label to drop to",
   )
 
 
-def _validate_data(data):
+def _validate_data(config):
+  data = config.data
   images.rgb(data.background)
   images.whole_side(data.image_size, data.random_crop)
   _require(
-    not data.crop or data.crop >= data.image_size,
+    config,
     "data.crop",
-    data.crop,
+    not data.crop or data.crop >= data.image_size,
     f"must be 0 or at least data.image_size={data.image_size}",
   )
 
 
 def _validate_levels(config):
   """Check the image's side and the channels at every level of the network."""
-  size, model = config.data.image_size, config.model
-  _require(model.channel_mult, "model.channel_mult", (), "must not be empty")
-  halvings = len(model.channel_mult) - 1
-  _require(
-    size % 2**halvings == 0,
+  require, model = functools.partial(_require, config), config.model
+  size = config.data.image_size
+  require("model.channel_mult", model.channel_mult, "must not be empty")
+  levels = len(model.channel_mult)
+  require(
     "data.image_size",
-    size,
-    f"must be divisible by {2**halvings}: model.channel_mult has "
-    f"{halvings + 1} levels",
+    size % 2 ** (levels - 1) == 0,
+    f"must be divisible by {2 ** (levels - 1)}: model.channel_mult has "
+    f"{levels} levels",
   )
-  resolutions = [size >> level for level in range(halvings + 1)]
+  resolutions = [size >> level for level in range(levels)]
   for resolution in model.attention_resolutions:
-    _require(
-      resolution in resolutions,
+    require(
       "model.attention_resolutions",
-      resolution,
+      resolution in resolutions,
       f"the levels have {resolutions} pixels",
+      value=resolution,
     )
+  heads = "num_head_channels" if model.num_head_channels else "num_heads"
   for resolution, mult in zip(resolutions, model.channel_mult, strict=True):
-    _validate_width(model, resolution, int(mult * model.model_channels))
-
-
-def _validate_width(model, resolution, width):
-  _require(
-    width > 0 and width % _NUM_GROUPS == 0,
-    "model.model_channels",
-    model.model_channels,
-    f"the level of {resolution} pixels gets {width} channels, not a positive "
-    f"multiple of GroupNorm's {_NUM_GROUPS}",
-  )
-  if resolution in model.attention_resolutions:
-    field = "num_head_channels" if model.num_head_channels else "num_heads"
-    _require(
-      width % model[field] == 0,
-      f"model.{field}",
-      model[field],
+    width = int(mult * model.model_channels)
+    require(
+      "model.model_channels",
+      width > 0 and width % _NUM_GROUPS == 0,
+      f"the level of {resolution} pixels gets {width} channels, not a positive "
+      f"multiple of GroupNorm's {_NUM_GROUPS}",
+    )
+    require(
+      f"model.{heads}",
+      resolution not in model.attention_resolutions
+      or width % model[heads] == 0,
       f"must divide the {width} channels at {resolution} pixels",
     )
 
 
 def _validate_training(config, num_devices):
-  levels, optim, train = config.diffusion, config.optim, config.train
-  _require(
-    levels.logsnr_min < levels.logsnr_max,
+  require, train = functools.partial(_require, config), config.train
+  levels, optim = config.diffusion, config.optim
+  require(
     "diffusion.logsnr_min",
-    levels.logsnr_min,
+    levels.logsnr_min < levels.logsnr_max,
     f"must be below diffusion.logsnr_max={levels.logsnr_max}",
   )
-  _require(
+  require(
+    "optim.decay_steps",
     not optim.decay_steps
     or optim.decay_steps >= max(train.steps, optim.warmup_steps + 1),
-    "optim.decay_steps",
-    optim.decay_steps,
     f"must be 0, or at least train.steps={train.steps} and above "
     f"optim.warmup_steps={optim.warmup_steps}",
   )
-  _require(
-    train.batch_size % num_devices == 0,
+  require(
     "train.batch_size",
-    train.batch_size,
+    train.batch_size % num_devices == 0,
     f"must be divisible by the {num_devices} devices",
   )
   rows = train.batch_size // num_devices
-  _require(
-    rows % train.microbatches == 0,
+  require(
     "train.microbatches",
-    train.microbatches,
+    rows % train.microbatches == 0,
     f"must divide the {rows} images of each device: train.batch_size="
     f"{train.batch_size} over {num_devices} devices",
   )
@@ -307,9 +303,9 @@ def own_network(config):
   value = config.metrics.feature_network
   found = _OWN_NETWORK.fullmatch(value)
   _require(
-    found or value == "inception",
+    config,
     "metrics.feature_network",
-    value,
+    found or value == "inception",
     "must be 'inception', or 'own:NAME' for a small classifier of the data "
     "itself, NAME being of a-z, 0-9 and _",
   )
@@ -319,139 +315,127 @@ def own_network(config):
 def _validate_sampling(config):
   """Check what of sampling and evaluation goes together."""
   own_network(config)
+  require = functools.partial(_require, config)
   metrics, sampling = config.metrics, config.sampling
-  _require(
-    metrics.reference_features > metrics.neighbours,
+  require(
     "metrics.reference_features",
-    metrics.reference_features,
+    metrics.reference_features > metrics.neighbours,
     f"must be above metrics.neighbours={metrics.neighbours}",
   )
+  last = config.data.num_classes - 1
   for label in sampling.labels:
-    _require(
-      0 <= label < config.data.num_classes,
-      "sampling.labels",
-      label,
-      f"must be in 0..{config.data.num_classes - 1}",
-    )
+    within = 0 <= label <= last
+    require("sampling.labels", within, f"must be in 0..{last}", value=label)
   interval = tuple(sampling.interval)
-  _require(
-    not interval or (len(interval) == 2 and interval[0] < interval[1]),
+  require(
     "sampling.interval",
-    interval,
+    not interval or (len(interval) == 2 and interval[0] < interval[1]),
     "must be empty or two log-SNRs, the lower first",
   )
   _validate_method(config)
-  _validate_sampler(sampling)
+  sampler = diffusion.SAMPLERS[sampling.sampler]
+  require(
+    "sampling.sampler",
+    not sampler.takes_score or methods.METHODS[sampling.guidance].score,
+    f"needs guidance by a classifier, not {sampling.guidance!r}",
+  )
+  require(
+    "sampling.noise_scale",
+    "noise_scale" in sampler.numbers or sampling.noise_scale == 1,
+    f"must be 1 where sampling.sampler={sampling.sampler!r}",
+  )
 
 
 def _validate_method(config):
   """Check what the row of `sampling.guidance` needs."""
-  sampling, name = config.sampling, config.sampling.guidance
-  method = methods.METHODS[name]
+  require, sampling = functools.partial(_require, config), config.sampling
+  method = methods.METHODS[sampling.guidance]
+  here = f"sampling.guidance={sampling.guidance!r}"
   classes = config.data.num_classes
-  _require(
-    not method.max_classes or classes <= method.max_classes,
+  require(
     "sampling.guidance",
-    name,
+    not method.max_classes or classes <= method.max_classes,
     "makes a forward pass per class at every step, for at most "
     f"{method.max_classes} classes; with data.num_classes={classes} use 'cfg', "
     "which needs a null label",
   )
-  _require(
-    sampling.w == 0 or "w" in method.strengths,
+  require(
     "sampling.w",
-    sampling.w,
-    f"must be 0 where sampling.guidance={name!r}",
+    sampling.w == 0 or "w" in method.strengths,
+    f"must be 0 where {here}",
   )
   if method.null:
-    _validate_null(sampling, method, config.diffusion.p_uncond)
-  _require(
-    method.guide != "classifier" or sampling.guide_dir,
+    _validate_null(config, method)
+  require(
     "sampling.guide_dir",
-    sampling.guide_dir,
-    f"must be the workdir of a noisy classifier for sampling.guidance={name!r}",
+    method.guide != "classifier" or sampling.guide_dir,
+    f"must be the workdir of a noisy classifier for {here}",
   )
-  _require(
-    method.guide != "diffusion"
-    or sampling.guide_dir
-    or sampling.guide_step != -1,
+  earlier = sampling.guide_dir or sampling.guide_step != -1
+  require(
     "sampling.guide_step",
-    sampling.guide_step,
-    f"must be an earlier checkpoint where sampling.guidance={name!r} and "
-    "sampling.guide_dir=''",
+    method.guide != "diffusion" or earlier,
+    f"must be an earlier checkpoint where {here} and sampling.guide_dir=''",
   )
-  _require(
-    not sampling.rescale or method.combines,
+  require(
     "sampling.rescale",
-    sampling.rescale,
-    f"must be 0 where sampling.guidance={name!r} has no second eps",
+    not sampling.rescale or method.combines,
+    f"must be 0 where {here} has no second eps",
   )
 
 
-def _validate_null(sampling, method, p_uncond):
+def _validate_null(config, method):
   """Check that the unconditional model is trained where it is used.
 
-  A method that has none at w = 0 uses it with w = 0, too.
+  A method without a row at w = 0 uses it there, too.
   """
-  field, w = "sampling.w", sampling.w
+  w, p_uncond = config.sampling.w, config.diffusion.p_uncond
   always = not method.at_zero
   _require(
+    config,
+    "sampling.w",
     p_uncond > 0 or (w == 0 and not always),
-    field,
-    w,
     "guidance needs an unconditional model, which diffusion.p_uncond=0 does "
     "not train; use w=0 or p_uncond > 0",
   )
   _require(
+    config,
+    "sampling.w",
     p_uncond < 1 or w == -1 or always,
-    field,
-    w,
     "diffusion.p_uncond=1 trains the unconditional model only; use w=-1",
-  )
-
-
-def _validate_sampler(sampling):
-  sampler = diffusion.SAMPLERS[sampling.sampler]
-  _require(
-    not sampler.takes_score or methods.METHODS[sampling.guidance].score,
-    "sampling.sampler",
-    sampling.sampler,
-    f"needs guidance by a classifier, not {sampling.guidance!r}",
-  )
-  _require(
-    "noise_scale" in sampler.numbers or sampling.noise_scale == 1,
-    "sampling.noise_scale",
-    sampling.noise_scale,
-    f"must be 1 where sampling.sampler={sampling.sampler!r}",
   )
 
 
 def validate_grids(config):
   """Check that a sweep's grids name cells; the cells are checked one by one."""
-  _validate_seeds(config.sweep)
-  grids = config.sweep.grids
-  _require(grids, "sweep.grids", {}, "must name at least one grid")
+  _validate_seeds(config)
+  grids, sampling = config.sweep.grids, config.sampling
+  _require(config, "sweep.grids", grids, "must name at least one grid")
   for name, axes in grids.items():
     for axis in ("p_uncond", "T", "w", *axes):
-      field = f"sweep.grids.{name}.{axis}"
-      values = axes.get(axis, ())
-      advice = identity.RENAMED.get(f"sampling.{axis}", "")
-      _require(
-        axis == "p_uncond" or axis in config.sampling,
-        field,
-        values,
-        advice or "no such axis; it is p_uncond or a field of sampling",
+      field, values = f"sweep.grids.{name}.{axis}", axes.get(axis, ())
+      require = functools.partial(_require, config, field, value=values)
+      require(
+        axis == "p_uncond" or axis in sampling,
+        identity.RENAMED.get(f"sampling.{axis}")
+        or "no such axis; it is p_uncond or a field of sampling",
       )
-      _require(
+      require(
         isinstance(values, tuple | list) and values,
-        field,
-        values,
         "must have at least one value",
       )
-      _validate_values(
-        field, values, 0.0 if axis == "p_uncond" else config.sampling[axis]
-      )
+      wrong = _wrong_type(values, 0.0 if axis == "p_uncond" else sampling[axis])
+      require(not wrong, wrong)
     _validate_effects(config, name, axes)
+
+
+def _wrong_type(values, example):
+  """Return what is wrong with values for a field that has an example's type."""
+  if isinstance(example, int | float):
+    kinds = (int,) if isinstance(example, int) else (int, float)
+    return _each(*kinds)(values)
+  wrong = [value for value in values if not isinstance(value, type(example))]
+  return wrong and f"{wrong[0]!r} must be a {type(example).__name__}"
 
 
 def _validate_effects(config, name, axes):
@@ -471,25 +455,25 @@ def _validate_effects(config, name, axes):
       why = axis in idle and identity.why_unused(at, axis)
       reasons.setdefault((axis, value), []).append(why)
   for (axis, value), whys in reasons.items():
-    # At the config's own value it is no axis.
     _require(
-      not all(whys) or value == config.sampling[axis],
+      config,
       f"sweep.grids.{name}.{axis}",
-      value,
+      # At the config's own value it is no axis.
+      not all(whys) or value == config.sampling[axis],
       f"has no effect in any cell of this grid ({whys[0]}); leave it out",
+      value=value,
     )
 
 
-def _validate_seeds(sweep):
+def _validate_seeds(config):
   """Check the seeds of a sweep and the limits of its claims."""
-  field, seeds = "sweep.seeds", tuple(sweep.seeds)
+  seeds = tuple(config.sweep.seeds)
   for seed in seeds:
     whole = isinstance(seed, int) and not isinstance(seed, bool)
-    _require(whole, field, seed, "must be an integer")
-    _require(seed >= 0, field, seed, "must not be below 0")
-  _require(
-    len(set(seeds)) == len(seeds), field, seeds, "must have each seed once"
-  )
+    text = "must be an integer of at least 0"
+    _require(config, "sweep.seeds", whole and seed >= 0, text, value=seed)
+  unique = len(set(seeds)) == len(seeds)
+  _require(config, "sweep.seeds", unique, "must have each seed once")
   for name, low, high in (
     ("confidence", 0, 1),
     ("alike", 1, math.inf),
@@ -497,26 +481,9 @@ def _validate_seeds(sweep):
     ("copied", 0, 1),
     ("copied_epochs", 0, math.inf),
   ):
-    value = sweep.claims[name]
     _require(
-      low < value < high,
+      config,
       f"sweep.claims.{name}",
-      value,
+      low < config.sweep.claims[name] < high,
       f"must be above {low}" + (f" and below {high}" if high == 1 else ""),
-    )
-
-
-def _validate_values(field, values, example):
-  """Check that an axis has values of the type that the field has."""
-  if isinstance(example, int | float):
-    kinds = (int,) if isinstance(example, int) else (int, float)
-    wrong = _each(*kinds)(values)
-    _require(not wrong, field, values, wrong)
-    return
-  for value in values:
-    _require(
-      isinstance(value, type(example)),
-      field,
-      value,
-      f"must be a {type(example).__name__}",
     )

@@ -49,7 +49,7 @@ _MEMORY = (
 )
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _OPEN = ("sweep.grids.", "sweep.figures.")  # sections with names of their own
-_INTERRUPTED = "interrupted; the same command goes on from what is saved"
+_INTERRUPTED = "interrupted; run the same command again to resume"
 _EXIT_INTERRUPTED = 130  # as shells say for Ctrl-C
 
 

@@ -1,4 +1,4 @@
-"""Prepare a data set once: crop, downsample by area, write raw pixels.
+"""Prepare a data set once: crop, area downsampling, raw pixels on disk.
 
   python -m experiments.prepare_data --dataset=imagenet64 --manual_dir=ARCHIVES
   python -m experiments.prepare_data --dataset=tfds:cifar10 --image_size=32
@@ -20,13 +20,13 @@ flags.DEFINE_string(
   "imagenet64, imagenet128 (any size), tfds:NAME, folder:PATH or idx:PATH.",
 )
 flags.DEFINE_string(
-  "data_dir", "", "Folder to write, data.dir of training; default: TFDS's."
+  "data_dir", "", "Where to write; default: TFDS's own. In training: data.dir."
 )
 flags.DEFINE_string(
   "manual_dir", "", "Where ImageNet's archives are, or TFDS's manual downloads."
 )
 flags.DEFINE_integer(
-  "image_size", 0, "Pixels per side, if --dataset does not tell it."
+  "image_size", 0, "Pixels per side; needed where --dataset does not say it."
 )
 flags.DEFINE_integer(
   "crop", 0, "Side of the central square; 0: the shorter side.", lower_bound=0
@@ -39,8 +39,8 @@ flags.DEFINE_integer("workers", 0, "Processes; 0: one for each core.")
 flags.DEFINE_boolean(
   "allow_other_archives",
   False,
-  "Accept archives of ImageNet's structure that are not the official ones: "
-  "skips the check of size, md5 and number of images; marked in the name.",
+  "Take archives of ImageNet's structure that are not the official ones: no "
+  "check of size, md5 and number of images; the set's name says so.",
 )
 flags.mark_flag_as_required("dataset")
 

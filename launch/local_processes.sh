@@ -129,7 +129,7 @@ if [[ -n "$failed" ]]; then
     [[ "${pids[i]}" == "$failed" ]] && break
   done
   if ((code == 75)); then
-    printf 'preempted, hung, or a process gone: the same command goes on from what is saved\n' >&2
+    printf 'preempted, hung, or a process gone: run the same command again to resume\n' >&2
   else
     printf 'error: process %s of %s ended with code %s; the others were ended. Last lines of %s:\n' \
       "$i" "$processes" "$code" "$log_dir/process_$i.log" >&2

@@ -115,7 +115,7 @@ work() {
   if ((code == 75 || code == 143)) && is_mine_to_requeue; then
     restarts="${SLURM_RESTART_COUNT:-0}"
     ((restarts < max_restarts)) ||
-      die "restarted $restarts times; the same command goes on"
+      die "restarted $restarts times; run the same command again to resume"
     printf 'preempted (exit code %s): back into the queue\n' "$code" >&2
     run scontrol requeue "$(job_id)"
   fi

@@ -213,7 +213,7 @@ watch_run() {
       *": running"*) ;;
       *": ended with 0"*) return ;;
       *": not started"* | *": died"*) start "$1" ;;
-      *": ended with 75"*) die "$name: stopped; the same command goes on" ;;
+      *": ended with 75"*) die "$name: stopped; run the same command again to resume" ;;
       *": ended with "*) die "$name: the run failed; see tpu_pod.sh logs" ;;
     esac
   done

@@ -11,10 +11,8 @@ import re
 import shlex
 import subprocess
 
-import numpy as np
 import pytest
 
-from cfgd import diffusion
 from cfgd.paper import verdicts
 from configs import base
 
@@ -254,64 +252,6 @@ def test_troubleshooting_quotes_what_the_code_says():
     assert any(
       pattern.match(message, start) for pattern in patterns for start in starts
     ), message
-
-
-@pytest.fixture(scope="module")
-def extended(tmp_path_factory):
-  """Run the blocks of docs/extending.md, one after the other."""
-  names = {"__name__": "extending"}
-  for text in blocks(ROOT / "docs" / "extending.md", "python"):
-    exec(compile(text, "docs/extending.md", "exec"), names)
-  return names
-
-
-def test_the_config_of_the_page_is_complete(extended):
-  config = extended["get_config"]()
-  assert config.data.source == "folder:/photos"
-  assert set(config) == set(base.get_config())
-
-
-def test_the_data_set_of_the_page_is_prepared_and_read(
-  extended, tmp_path, monkeypatch
-):
-  from cfgd.data import catalog
-  from cfgd.data import prepare
-  from cfgd.data import sources
-  from cfgd.data import spec
-
-  monkeypatch.setitem(catalog._FINDERS, "npz", extended["find_npz"])
-  images = np.arange(6 * 8 * 8 * 3, dtype=np.uint8).reshape(6, 8, 8, 3)
-  np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6) % 2)
-  name, where = f"npz:{tmp_path / 'a.npz'}", str(tmp_path / "sets")
-  wanted = spec.Spec(name, 4, data_dir=where, channels=3, num_classes=2)
-  prepare.prepare(wanted, workers=1)
-  source = sources.load(wanted, "train")
-  assert len(source) == 6
-  wanted = images.reshape(6, 4, 2, 4, 2, 3).mean(axis=(2, 4))
-  assert abs(source.read([3])["image"][0] - wanted[3]).max() <= 0.5
-
-
-def test_the_sampler_of_the_page_draws_its_classes(extended):
-  samples = np.asarray(extended["samples"]).reshape(30, 2)
-  means = extended["toy"].THREE.means
-  mine = np.linalg.norm(samples - means[np.arange(30) % 3], axis=1)
-  # Gaussians of standard deviation 0.6: a distance of 0.75 on average.
-  assert 0.5 < mine.mean() < 1.0
-
-
-def test_the_guidance_of_the_page_keeps_the_length(extended):
-  z = np.random.default_rng(0).normal(size=(5, 1, 1, 2)).astype(np.float32)
-  logsnr, label = np.zeros(5, np.float32), np.arange(5) % 3
-  eps = extended["denoise"](z, logsnr, label).eps
-  guided = extended["guided"](z, logsnr, label).eps
-  free = diffusion.classifier_free_guidance(
-    extended["denoise"], 1.0, null_label=3, two_passes=True
-  )(z, logsnr, label).eps
-  length = lambda x: np.linalg.norm(np.asarray(x).reshape(5, -1), axis=1)  # noqa: E731
-  np.testing.assert_allclose(length(guided), length(eps), rtol=1e-5)
-  ratio = np.asarray(guided / free).reshape(5, -1)
-  np.testing.assert_allclose(ratio[:, 0], ratio[:, 1], rtol=1e-4)
-  assert (abs(length(free) - length(eps)) > 1e-3).all()
 
 
 def test_verdicts_of_the_readme_are_those_of_the_results():

@@ -102,7 +102,7 @@ def test_sizes_of_fashion_mnist(name, size):
 @pytest.mark.parametrize(
   ("field", "value", "words"),
   [
-    ("seeds", (0, -1), "not be below 0"),
+    ("seeds", (0, -1), "at least 0"),
     ("seeds", (0, 0), "each seed once"),
     ("seeds", (0.5,), "must be an integer"),
     ("claims.confidence", 1.0, "above 0 and below 1"),
@@ -115,4 +115,26 @@ def test_bad_seeds_and_limits_are_refused(field, value, words):
   with config.ignore_type():
     config.update_from_flattened_dict({f"sweep.{field}": value})
   with pytest.raises(errors.UserError, match=rf"sweep\.{field}=.*{words}"):
+    validation.validate_grids(config)
+
+
+@pytest.mark.parametrize(
+  ("field", "words"),
+  [
+    ("second_dir", r"no such field; use sampling\.guide_dir"),
+    ("second_step", r"no such field; use sampling\.guide_step"),
+    ("classifier_form", "sampler='ancestral_mean_shift'"),
+    ("guidence", r"no such field; see configs/base\.py"),
+  ],
+)
+def test_fields_that_are_no_more_are_refused(field, words):
+  config = embedded.get_config()
+  config.sampling[field] = "x"
+  with pytest.raises(
+    errors.UserError, match=rf"^sampling\.{field}='x': .*{words}"
+  ):
+    validation.validate(config, num_devices=1)
+  del config.sampling[field]
+  config.sweep.grids.main[field] = ("x",)
+  with pytest.raises(errors.UserError, match=rf"main\.{field}="):
     validation.validate_grids(config)

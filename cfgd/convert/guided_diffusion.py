@@ -1,8 +1,8 @@
 """Published ADM weights (guided-diffusion's `.pt` files) as our networks.
 
-A state dict is read without running the code that a pickle can carry, and its
-names and layouts are rewritten to and from our parameter trees. PyTorch is
-imported by `read` alone.
+A state dict is read without running code that its pickle may carry, and its
+names and layouts are rewritten to our parameter trees. Only `read` imports
+PyTorch.
 """
 
 import os
@@ -16,10 +16,10 @@ from cfgd.runtime import errors
 
 _EXPECTED = "a state dict written by torch.save (name -> float tensor)"
 _ZIP = b"PK\x03\x04"
-# The pickled magic number that starts the files of PyTorch before 1.6.
+# The pickled magic number at the start of files by PyTorch before 1.6.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
-# Names of Flax's parameters; other names are the same on both sides.
+# Flax's parameter names that differ from PyTorch's.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -27,18 +27,10 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def read(path, ignore=()):
-  """Read a state dict; code inside the file is refused, not run.
+  """Return a state dict {name: float32 array}; a file with code is refused.
 
-  Args:
-    path: file written by torch.save.
-    ignore: names, last parts of keys, of entries that are left out.
-
-  Returns:
-    {name: float32 array}; arrays may be views of the mapped file.
-
-  Raises:
-    errors.UserError: there is no such file, it is not one of torch.save, it is
-      damaged, it holds more than named tensors, or PyTorch is missing.
+  Arrays may be views of the mapped file. Entries whose key ends in one of
+  `ignore` are left out.
   """
   path = os.fspath(path)
   legacy = _check_format(path)
@@ -52,7 +44,7 @@ def read(path, ignore=()):
     state = torch.load(
       path, map_location="cpu", weights_only=True, mmap=not legacy
     )
-  except Exception as error:  # a damaged file can fail anywhere in there
+  except Exception as error:  # a damaged file can fail anywhere
     raise _refusal(path, _reason(error)) from error
   return _to_numpy(path, state, torch, ignore)
 
@@ -62,7 +54,7 @@ def _refusal(path, found):
 
 
 def _check_format(path):
-  """Return whether a file has PyTorch's old format; refuse other files."""
+  """Return whether a file has PyTorch's old format; refuse foreign files."""
   try:
     with open(path, "rb") as file:
       head = file.read(len(_LEGACY))
@@ -79,13 +71,13 @@ def _check_format(path):
   if not head.startswith(_ZIP):
     raise _refusal(path, f"a file of another kind that starts with {head!r}")
   if not complete:
-    # A zip's table of contents stands at its end.
+    # A zip's table of contents is at its end.
     raise _refusal(path, f"a truncated one of {size} bytes: copy it again")
   return False
 
 
 def _reason(error):
-  """Say in a few words why torch.load refused a file."""
+  """Return in a few words why torch.load refused a file."""
   message = str(error)
   code = re.search(r"GLOBAL ([\w.]+)", message)
   if code:
@@ -118,33 +110,19 @@ def _to_numpy(path, state, torch, ignore):
 
 
 def torch_key(path):
-  """Map a path in our tree to guided-diffusion's state-dict key.
-
-  Args:
-    path: names from the root to a parameter, such as ("out_2", "kernel").
-
-  Returns:
-    The key, such as "out.2.weight".
-  """
+  """Map a path in our tree, ("out_2", "kernel"), to a key, "out.2.weight"."""
   *modules, leaf = path
   module = re.sub(r"_(\d+)(?=[_.]|$)", r".\1", ".".join(modules))
   return f"{module}.{_LEAVES.get(leaf, leaf)}"
 
 
 def to_flax(state, shapes, *, path):
-  """Turn a state dict into a parameter tree.
+  """Convert a state dict to a parameter tree of NumPy arrays.
 
   Args:
-    state: {key: array} in PyTorch's layouts, of `read`.
-    shapes: tree of ShapeDtypeStruct of the wanted network.
-    path: where the state dict is from, for messages.
-
-  Returns:
-    Tree of NumPy arrays of the wanted shapes and dtypes, which share no memory
-    with `state`.
-
-  Raises:
-    errors.UserError: a key, a shape or a number is not as it should be.
+    state: {key: array} in PyTorch's layouts, from `read`.
+    shapes: tree of ShapeDtypeStruct of the network.
+    path: of the file, for messages.
   """
   wanted = traverse_util.flatten_dict(shapes)
   keys = {ours: torch_key(ours) for ours in wanted}
@@ -166,44 +144,11 @@ def to_flax(state, shapes, *, path):
   return traverse_util.unflatten_dict(params)
 
 
-def to_state_dict(params, like):
-  """Turn a parameter tree into a state dict: the inverse of `to_flax`.
-
-  Args:
-    params: tree of arrays.
-    like: {key: shape} of the wanted state dict, in its order.
-
-  Returns:
-    {key: array} in PyTorch's layouts.
-
-  Raises:
-    errors.UserError: keys or shapes differ from the wanted ones.
-  """
-  state = {}
-  for ours, weight in traverse_util.flatten_dict(params).items():
-    key, weight = torch_key(ours), np.asarray(weight)
-    rank = len(like.get(key, ()))
-    shape = _torch_shape(ours, weight.shape, rank)
-    if ours[-1] == "kernel":
-      weight = weight.transpose(-1, -2, *range(weight.ndim - 2))
-    state[key] = np.array(weight.reshape(shape), order="C")
-  check_keys(state, like, "parameters")
-  for key, shape in like.items():
-    check_shape(key, state[key].shape, tuple(shape), "parameters")
-  return {key: state[key] for key in like}
-
-
 def _torch_shape(path, shape, rank):
-  """Return PyTorch's shape of a parameter of ours.
+  """Return the shape in PyTorch of our parameter at `path`.
 
-  Args:
-    path: its names in our tree.
-    shape: its shape in our tree.
-    rank: of the tensor there: a linear layer of ours may be a convolution of
-      width 1, whose kernel has axes of size 1 at the end.
-
-  Returns:
-    Tuple of int.
+  Of the tensor's rank: a linear layer of ours may be a convolution of width 1
+  there, whose kernel ends in axes of size 1.
   """
   if path[-1] != "kernel":
     return tuple(shape)
@@ -212,16 +157,7 @@ def _torch_shape(path, shape, rank):
 
 
 def check_keys(found, wanted, path):
-  """Refuse a state dict whose keys are not the wanted ones.
-
-  Args:
-    found: its keys.
-    wanted: what they should be.
-    path: where it is from, for messages.
-
-  Raises:
-    errors.UserError: naming how many are missing or unexpected, and the first.
-  """
+  """Raise errors.UserError naming missing and unexpected keys, if any."""
   missing = [key for key in wanted if key not in found]
   wanted = set(wanted)
   unexpected = [key for key in found if key not in wanted]
@@ -238,17 +174,7 @@ def check_keys(found, wanted, path):
 
 
 def check_shape(key, found, wanted, path):
-  """Refuse a tensor of another shape.
-
-  Args:
-    key: its name.
-    found: its shape.
-    wanted: the network's.
-    path: where it is from, for messages.
-
-  Raises:
-    errors.UserError: naming all four.
-  """
+  """Raise errors.UserError unless the tensor under `key` has this shape."""
   if tuple(found) != tuple(wanted):
     raise errors.UserError(
       f"{path}: {key} has shape {tuple(found)}, the network wants "
@@ -257,19 +183,10 @@ def check_shape(key, found, wanted, path):
 
 
 def add_null_row(params):
-  """Append a null label of zeros to the label embedding.
+  """Append a null label of zeros to the label embedding of a parameter tree.
 
-  Fine-tuning with label dropout starts from it: zeros leave the time embedding
-  as it is.
-
-  Args:
-    params: tree of a class-conditional network.
-
-  Returns:
-    Tree whose label_emb/embedding has one more row; the rest is shared.
-
-  Raises:
-    errors.UserError: the network has no label embedding.
+  Fine-tuning with label dropout starts there: zeros leave the time embedding
+  unchanged.
   """
   if "label_emb" not in params:
     raise errors.UserError("a network without labels cannot get a null label")

@@ -1,7 +1,7 @@
-"""The published weights of FID's Inception-v3: fetched, checked, converted.
+"""Fetch, check and convert the published weights of FID's Inception-v3.
 
 The file is pytorch-fid's conversion of TensorFlow's graph. PyTorch is needed
-once, to read it: the converted parameters are kept.
+once, to read it: the converted parameters are cached.
 """
 
 import hashlib
@@ -37,20 +37,16 @@ _GET_IT = (
 
 
 def load(path, cache_dir):
-  """Return the parameters of `metrics.inception.Inception`.
+  """Return the parameters of `models.inception.Inception`, and their name.
+
+  The name has the first digits of the file's SHA-256, since scores by different
+  weights are not comparable.
 
   Args:
-    path: of the published .pth, of another with the same names and shapes, or
-      of what is kept of one in `cache_dir` (an .npz, which needs no PyTorch);
-      "" is the published file, fetched into `cache_dir` if it is not there.
-    cache_dir: folder.
-
-  Returns:
-    (params, name): the name has the first digits of the file's SHA-256, so that
-    numbers by different weights are not taken for comparable.
-
-  Raises:
-    errors.UserError: the file cannot be had, or is not these weights.
+    path: the published .pth, another with the same names and shapes, or an .npz
+      of `cache_dir`, which needs no PyTorch; "" is the published file, fetched
+      into `cache_dir` if it is missing.
+    cache_dir: folder for the converted parameters.
   """
   cache_dir = epath.Path(cache_dir).expanduser()
   if not path:
@@ -65,7 +61,8 @@ def load(path, cache_dir):
     raise errors.UserError(f"{path}: no such file; {_GET_IT}")
   if path.suffix == ".npz":
     return _read_npz(path)
-  sha256 = _sha256(path)
+  with path.open("rb") as file:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
   kept = _kept(cache_dir, sha256)
   if not kept.exists():
     state = guided_diffusion.read(path, ignore=("num_batches_tracked",))
@@ -80,13 +77,8 @@ def _kept(cache_dir, sha256):
   return cache_dir / f"inception-{sha256[:16]}.npz"
 
 
-def _sha256(path):
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fetch(path):
-  """Download the published file and check it."""
+  """Download the published file and check its hash."""
   failures = []
   for address in ADDRESSES:
     logging.info("Fetching %s.", address)
@@ -103,7 +95,7 @@ def _fetch(path):
       return
     failures.append(f"{host}: SHA-256 {found[:8]}..., not {SHA256[:8]}...")
   raise errors.UserError(
-    f"Inception weights: not in {path.parent} and not to be fetched from here "
+    f"Inception weights: not in {path.parent}, and they cannot be downloaded "
     f"({'; '.join(failures)}): {_GET_IT}"
   )
 
@@ -123,8 +115,8 @@ def _read_npz(path):
     guided_diffusion.check_shape(key, arrays[key].shape, leaf.shape, path)
   if sha256 != SHA256:
     logging.warning(
-      "%s is not from the published weights (their SHA-256 begins with %s, "
-      "this file's with %s): results are no FID that others report.",
+      "%s is not from the published weights (SHA-256 %s..., this file %s...): "
+      "results are not comparable with published FIDs.",
       *(path, SHA256[:8], sha256[:8]),
     )
   params = traverse_util.unflatten_dict(arrays, sep="/")
@@ -132,18 +124,7 @@ def _read_npz(path):
 
 
 def convert(state, *, path):
-  """Turn pytorch-fid's state dict into parameters, BatchNorm folded in.
-
-  Args:
-    state: {key: array}, without num_batches_tracked.
-    path: where it is from, for messages.
-
-  Returns:
-    Tree of float32 arrays.
-
-  Raises:
-    errors.UserError: a key, a shape or a number is not as it should be.
-  """
+  """Convert pytorch-fid's state dict to parameters, folding BatchNorm."""
   shapes = torch_shapes()
   guided_diffusion.check_keys(state, shapes, path)
   for key, shape in shapes.items():
@@ -163,7 +144,7 @@ def convert(state, *, path):
 
 
 def _layers():
-  """Yield (names from the root, shape of the kernel) of each layer."""
+  """Yield (path in the tree, shape of the kernel) of each layer."""
   flat = traverse_util.flatten_dict(inception.param_shapes())
   for path, leaf in flat.items():
     if path[-1] == "kernel":
@@ -185,7 +166,7 @@ def torch_shapes():
 
 
 def _fold(state, layer):
-  """Return weight and bias of a convolution with its normalisation."""
+  """Return weight and bias of a convolution, its BatchNorm folded in."""
   scale, shift, mean, variance = (
     state[f"{layer}.bn.{leaf}"].astype(np.float64)
     for leaf in ("weight", "bias", "running_mean", "running_var")

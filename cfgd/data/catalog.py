@@ -9,7 +9,6 @@ import re
 import shlex
 
 from cfgd.data import imagenet_archives
-from cfgd.data import images
 from cfgd.data import originals
 from cfgd.data import prepared
 from cfgd.data import tfds_sets
@@ -81,11 +80,8 @@ def find_local(spec):
 def find(spec, *, manual_dir, allow_other, verified):
   """Return the Originals of a data set.
 
-  Args:
-    spec: spec.Spec.
-    manual_dir: see imagenet_archives.find and tfds_sets.find.
-    allow_other: see imagenet_archives.find.
-    verified: see imagenet_archives.find.
+  The keywords are those of imagenet_archives.find; TFDS's manual downloads are
+  in `manual_dir`, too.
   """
   kind, rest = _split(spec.source)
   if kind == "imagenet":
@@ -109,29 +105,23 @@ def find(spec, *, manual_dir, allow_other, verified):
 
 def command(spec):
   """Return the command that prepares a data set."""
-  kind, _ = _split(spec.source)
   words = ["python", "-m", "experiments.prepare_data"]
   words.append(f"--dataset={spec.source}")
-  if kind == "imagenet":
+  if _size_in_name(spec.source):
     words.append("--manual_dir=FOLDER_OF_THE_ARCHIVES")
   else:
     words.append(f"--image_size={spec.image_size}")
-  if spec.crop:
-    words.append(f"--crop={spec.crop}")
-  if spec.rgb != images.WHITE:
-    words.append(f"--background={spec.background}")
-  if spec.random_crop:
-    words.append(f"--random_crop={spec.random_crop:g}")
-  if spec.data_dir:
-    words.append(f"--data_dir={spec.data_dir}")
+  for field in ("crop", "background", "random_crop", "data_dir"):
+    value = getattr(spec, field)
+    if value != getattr(type(spec), field):  # the default
+      words.append(f"--{field}={value}")
   return shlex.join(words)
 
 
 def find_prepared(spec):
   """Return (path of the prepared set, its metadata or None if it is missing).
 
-  Raises:
-    errors.UserError: the set is damaged or was prepared differently.
+  Raises errors.UserError if it is damaged or was prepared differently.
   """
   name, again = name_of(spec), command(spec)
   path = prepared.folder(name, spec)
@@ -183,11 +173,7 @@ def _same(found, wanted):
 
 
 def open_part(spec, part):
-  """Open "train" or "heldout" of a prepared data set.
-
-  Raises:
-    errors.UserError: the set is missing, damaged or was prepared differently.
-  """
+  """Return a `prepared.Prepared`, "train" or "heldout" of a prepared set."""
   source, size = spec.source, _size_in_name(spec.source)
   if size not in (0, spec.image_size):
     raise errors.UserError(

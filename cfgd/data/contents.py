@@ -30,12 +30,7 @@ _SETTLED_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """Facts about the files.
-
-  Attributes:
-    fingerprint: 8 hexadecimal digits of the names and bytes of all files.
-    transparent: whether any image has pixels that are not opaque.
-  """
+  """A hash of names and bytes, and whether any image is not opaque."""
 
   fingerprint: str
   transparent: bool
@@ -47,8 +42,7 @@ def read(folder, parts, *, remember):
   Args:
     folder: path, under whose name the answer is kept.
     parts: part -> originals.Members, all of them files.
-    remember: folder to keep the answer in; if it cannot be written, the files
-      are read every time.
+    remember: folder to keep the answer in, if it can be written.
   """
   place = os.path.abspath(folder)
   name = hashlib.sha256(place.encode()).hexdigest()[:16]

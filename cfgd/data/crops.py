@@ -12,13 +12,7 @@ DRAWS = 3  # uniform numbers per crop: size, top, left
 
 
 class RandomCrops:
-  """A training set that returns another crop at every read.
-
-  Attributes:
-    image_shape: (H, W, C) of the crops.
-    num_classes: number of classes.
-    preprocessing: id of the preprocessing.
-  """
+  """A source that returns another crop of its images at every read."""
 
   def __init__(self, source, size):
     """Crop squares of `size` out of a source that has `read_whole`."""
@@ -30,19 +24,12 @@ class RandomCrops:
   def __len__(self):
     return len(self._source)
 
-  def __repr__(self):
-    return f"RandomCrops({self.preprocessing}, {len(self)} images)"
-
   def read(self, indices, draws=None):
-    """Return a batch of crops.
+    """Return {"image": [n, H, W, C] uint8, "label": [n] int32}.
 
     Args:
       indices: [n] indices of the images.
-      draws: [n, DRAWS] uniform in [0, 1); the default crops the middle at a
-        medium size.
-
-    Returns:
-      {"image": [n, H, W, C] uint8, "label": [n] int32}.
+      draws: [n, DRAWS] uniform in [0, 1); None crops the middle, medium-sized.
     """
     whole, labels = self._source.read_whole(indices)
     if draws is None:

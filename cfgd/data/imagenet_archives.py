@@ -65,12 +65,6 @@ def find(manual_dir, *, allow_other, verified):
       and val/SYNSET.
     allow_other: accept archives that are not the official ones.
     verified: file that records which archives have been checked.
-
-  Returns:
-    originals.Originals.
-
-  Raises:
-    errors.UserError: something is missing, or differs from the official files.
   """
   folder = epath.Path(manual_dir).expanduser()
   places = {part: _place(folder, part) for part in OFFICIAL}
@@ -173,7 +167,7 @@ def _train_members(path, *, whole):
   """Yield (name, offset, bytes, label) of the images of the train archive."""
   labels = {name: label for label, name in enumerate(synsets())}
   with path.open("rb") as file:
-    for synset in _members(file, path, 0, path.stat().length, whole):
+    for archive, synset in _members(file, path, path.stat().length, whole):
       name = os.path.basename(synset.name).removesuffix(".tar")
       if name not in labels:
         raise errors.UserError(
@@ -181,8 +175,8 @@ def _train_members(path, *, whole):
           "archive of ILSVRC2012's training images (task 1 & 2)"
         )
       where = f"{path}, {synset.name}"
-      inner = _members(file, where, synset.offset_data, synset.size, whole)
-      for image in inner:
+      inner = archive.extractfile(synset)
+      for _, image in _members(inner, where, synset.size, whole):
         yield (
           f"{synset.name}/{image.name}",
           synset.offset_data + image.offset_data,
@@ -194,7 +188,7 @@ def _train_members(path, *, whole):
 def _validation_members(path, *, whole):
   """Yield (name, offset, bytes, label) of the validation archive."""
   with path.open("rb") as file:
-    for image in _members(file, path, 0, path.stat().length, whole):
+    for _, image in _members(file, path, path.stat().length, whole):
       label = _validation_label(path, image.name)
       yield image.name, image.offset_data, image.size, label
 
@@ -210,50 +204,26 @@ def _validation_label(path, name):
   return synsets().index(listed[int(match[1]) - 1])
 
 
-class _Window:
-  """A part of an open file, read like a file of its own."""
+def _members(file, where, size, whole):
+  """Yield (archive, member) for the files of a tar, in its order.
 
-  def __init__(self, file, start, size):
-    self._file, self._start, self._size = file, start, size
-    self._position = 0
-
-  def seek(self, position):
-    self._position = position
-
-  def tell(self):
-    return self._position
-
-  def read(self, size):
-    size = max(0, min(size, self._size - self._position))
-    self._file.seek(self._start + self._position)
-    self._position += size
-    return self._file.read(size)
-
-
-def _members(file, where, start, size, whole):
-  """Yield the files of a tar inside an open file, in its order.
-
-  Args:
-    file: binary file.
-    where: names the tar in messages.
-    start: offset of the tar.
-    size: bytes of the tar.
-    whole: check the zeros at its end, for archives whose md5 is not checked.
+  `where` names it in messages; `whole` checks the zeros after its `size` bytes'
+  last member, for archives whose md5 is not checked.
   """
   cut = errors.UserError(
     f"{where}: the archive is truncated or damaged; download or pack it again"
   )
-  window, end = _Window(file, start, size), 0
+  end = 0
   try:
-    with tarfile.open(fileobj=window, mode="r:") as archive:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
       for member in archive:
         end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
         if end > size:
           raise cut
         if member.isfile():
-          yield member
+          yield archive, member
+    file.seek(end)
+    if whole and file.read(_BLOCK) != bytes(_BLOCK):
+      raise cut
   except tarfile.TarError as error:
     raise cut from error
-  window.seek(end)
-  if whole and window.read(_BLOCK) != bytes(_BLOCK):
-    raise cut

@@ -34,7 +34,7 @@ def rgb(color):
 
 
 def decode(data, background=WHITE, *, channels=3):
-  """Decode a JPEG, PNG or other image file, whatever its name says.
+  """Decode an image file, whatever its name says, to [H, W, channels] uint8.
 
   Grayscale, palette and CMYK become RGB, transparent pixels are composited
   onto the background, and a camera's orientation tag is ignored. JPEGs are
@@ -45,9 +45,6 @@ def decode(data, background=WHITE, *, channels=3):
     data: bytes of the file.
     background: (R, G, B); None drops the alpha channel, as TensorFlow does.
     channels: 3, or 1 for the luminance.
-
-  Returns:
-    [H, W, channels] uint8.
 
   Raises:
     ValueError: not an image, truncated, or more than 8 bits of grey.
@@ -110,14 +107,9 @@ def _composite(rgba, background):
 
 
 def center_crop(image, size=0):
-  """Cut the central square of an image [H, W, C], padding with zeros.
+  """Cut the central square out of an image [H, W, C], padding with zeros.
 
-  Args:
-    image: [H, W, C].
-    size: side of the square; 0 is the shorter side.
-
-  Returns:
-    [size, size, C].
+  Its side is `size`, or the shorter side for 0.
   """
   height, width, channels = image.shape
   size = size or min(height, width)
@@ -136,15 +128,12 @@ def area_resize(image, side):
 
   This is tf.image's "area" and cv2's INTER_AREA; PIL's BOX rounds the borders
   of its boxes and gives other pixels. An image smaller than the result is
-  averaged over boxes smaller than its pixels.
+  averaged over boxes smaller than its pixels. The aspect ratio is kept up to
+  rounding.
 
   Args:
     image: [H, W, C] uint8.
-    side: the result's shorter side; the longer one keeps the aspect ratio,
-      rounded.
-
-  Returns:
-    [h, w, C] uint8, rounded; min(h, w) = side.
+    side: the result's shorter side.
   """
   assert image.dtype == np.uint8, image.dtype
   short = min(image.shape[:2])
@@ -172,9 +161,7 @@ def preprocess_whole(image, *, crop, side):
 def whole_side(size, random_crop):
   """Return the shorter side of images stored for random crops, 0 for none.
 
-  Args:
-    size: side of a crop.
-    random_crop: smallest share of the shorter side in a crop; 0 for no crops.
+  Crops of `size` have at least a share `random_crop` of it; 0 for no crops.
   """
   if not 0 <= random_crop <= 1:
     raise errors.UserError(
@@ -186,15 +173,12 @@ def whole_side(size, random_crop):
 
 
 def random_crop(image, size, draws):
-  """Resize to a random shorter side, then cut out a random square.
+  """Resize to a random shorter side, then cut out a random square of `size`.
 
   Args:
     image: [H, W, C] uint8, of `preprocess_whole`.
     size: side of the square, and smallest shorter side.
     draws: (shorter side, top, left), uniform in [0, 1).
-
-  Returns:
-    [size, size, C] uint8.
   """
   most = min(image.shape[:2])
   side, top, left = map(float, draws)
@@ -215,14 +199,9 @@ def flip(images, chosen):
 
 
 def grid(images, columns):
-  """Lay images out row by row with a one pixel gap.
+  """Lay images [N, H, W, C] out row by row, with gaps of one white pixel.
 
-  Args:
-    images: [N, H, W, C] uint8, C of 1 or 3.
-    columns: images per row; the last row is padded with white.
-
-  Returns:
-    [rows (H + 1) - 1, columns (W + 1) - 1, 3] uint8.
+  Returns [rows (H + 1) - 1, columns (W + 1) - 1, 3] uint8.
   """
   number, height, width, channels = images.shape
   rows = -(-number // columns)

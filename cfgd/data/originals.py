@@ -54,10 +54,9 @@ class Originals:
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-  """Encoded images: files of a folder, or members of an archive.
+  """Encoded images: files of a folder, or members of an archive `root`.
 
   Attributes:
-    root: the folder or the archive.
     names: [N] bytes; paths below a folder.
     offsets: [N] int64 in the archive; -1 for a file of its own.
     sizes: [N] int64 in bytes.
@@ -147,12 +146,7 @@ def fingerprint(parts):
 def list_folder(folder, class_names):
   """Return the `Members` of a folder of class folders.
 
-  Args:
-    folder: path.
-    class_names: names in the order of the labels; a class may have no folder.
-
-  Raises:
-    errors.UserError: a folder is not a class, or has no images.
+  `class_names` are in the order of the labels; a class may have no folder.
   """
   folder = epath.Path(folder)
   labels = {name: label for label, name in enumerate(class_names)}
@@ -190,15 +184,8 @@ def find_folder(path, *, background, remember):
   """Open `folder:PATH`: PATH/CLASS/* or PATH/train/CLASS/*, PATH/test/CLASS/*.
 
   Classes are the folders' names, sorted. The name has a hash of the files'
-  contents, and the background if an image is transparent.
-
-  Args:
-    path: the folder.
-    background: (R, G, B) behind transparent pixels.
-    remember: folder that keeps the hash, see `contents.read`.
-
-  Returns:
-    Originals.
+  contents, see `contents.read`, and the (R, G, B) background if an image is
+  transparent.
   """
   folder = epath.Path(path).expanduser()
   if not folder.is_dir():

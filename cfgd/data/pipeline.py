@@ -36,16 +36,9 @@ def _epoch_crops(seed, epoch, number):
 
 
 def _draw(positions, seed, number, cropped):
-  """Return examples, flips and crops at places of the endless stream.
+  """Return examples [b], flips [b] and crops [b, DRAWS] of positions [b].
 
-  Args:
-    positions: [b] places.
-    seed: seed of the stream.
-    number: number of examples.
-    cropped: whether crops are wanted.
-
-  Returns:
-    [b] int, [b] bool, and [b, DRAWS] float32 or None.
+  Crops are None unless they are wanted.
   """
   epochs, places = np.divmod(positions, number)
   examples = np.empty(len(positions), np.int64)
@@ -74,8 +67,7 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
 
   Returns:
     A grain.MapDataset of {"image": [b, H, W, C] uint8, "label": [b] int32,
-    "row": [b] int32 place in the global batch}, b = batch_size /
-    process_count.
+    "row": [b] int32 place in the global batch}.
   """
   rows = np.arange(process_index, batch_size, process_count)
   cropped = isinstance(source, crops.RandomCrops)
@@ -93,7 +85,7 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
 
 
 def batches(source, *, first_step, num_threads, prefetch, **order):
-  """Yield batches from `first_step` on, split over local devices.
+  """Yield `stream`'s batches from `first_step` on, split over local devices.
 
   Args:
     source: see data.sources.
@@ -101,9 +93,6 @@ def batches(source, *, first_step, num_threads, prefetch, **order):
     num_threads: host threads that read ahead.
     prefetch: batches that are kept ready.
     **order: seed, batch_size and flip of `stream`.
-
-  Yields:
-    `stream`'s batches with leaves [local devices, per device, ...].
   """
   dataset = stream(
     source,

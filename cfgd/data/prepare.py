@@ -50,20 +50,13 @@ def ensure(spec):
 
 
 def prepare(spec, *, manual_dir="", workers=0, allow_other=False):
-  """Prepare a data set, resuming a killed preparation.
+  """Prepare a data set, resuming a killed preparation; return its path.
 
   Args:
     spec: spec.Spec.
     manual_dir: folder of ImageNet's archives, or of TFDS's manual downloads.
     workers: processes; 0 for one per core.
     allow_other: accept archives of ImageNet that are not the official ones.
-
-  Returns:
-    Path of the set.
-
-  Raises:
-    errors.UserError: originals are missing or damaged, the disk is full, or the
-      set was begun or made from other originals.
   """
   spec = catalog.with_size(spec)
   path, metadata = catalog.find_prepared(spec)

@@ -30,12 +30,7 @@ def data_home(data_dir):
 
 
 def folder(name, spec):
-  """Return the path of a prepared set.
-
-  Args:
-    name: name of the originals.
-    spec: spec.Spec.
-  """
+  """Return the path of a prepared set of the originals called `name`."""
   # There is one set of ImageNet, made from the official archives or others.
   dataset = name.split(".")[0] if name.startswith("imagenet") else name
   config = f"{spec.image_size}x{spec.image_size}"
@@ -59,10 +54,7 @@ def shard_paths(path, part, number):
 def features(image_size, channels, class_names):
   """Return the TFDS features of the records.
 
-  Args:
-    image_size: side of the images; None if each has its own shape.
-    channels: of the images.
-    class_names: in the order of the labels.
+  `image_size` is None if each image has its own shape.
   """
   import tensorflow_datasets as tfds
 
@@ -89,10 +81,7 @@ def _example():
 def serialize(image, label, *, with_shape=False):
   """Return the record of an image [H, W, C] uint8 and its label.
 
-  Args:
-    image: see above.
-    label: see above.
-    with_shape: store the shape, in a set of images of many shapes.
+  The record has the shape, too, in a set of images of many shapes.
   """
   example = _example()()
   feature = example.features.feature
@@ -206,13 +195,7 @@ def read_contents(path):
 
 
 class Prepared:
-  """One part of a prepared set, by random access; nothing is kept in memory.
-
-  Attributes:
-    image_shape: (H, W, C).
-    num_classes: number of classes.
-    preprocessing: id of the preprocessing.
-  """
+  """A source of one part of a prepared set; nothing is kept in memory."""
 
   def __init__(self, path, part, metadata):
     """Open a part of `path`, whose metadata is `read_metadata`'s."""
@@ -228,9 +211,6 @@ class Prepared:
 
   def __len__(self):
     return int(self._starts[-1])
-
-  def __repr__(self):
-    return f"Prepared({self.preprocessing}, {len(self)} images)"
 
   def __getitem__(self, index):
     """Return {"image": [H, W, C] uint8, "label": int32}."""
@@ -279,12 +259,7 @@ class Prepared:
 def read_metadata(path, *, command):
   """Return the metadata of a prepared set, None if there is no such set.
 
-  Args:
-    path: see `folder`.
-    command: the command that prepares it, for messages.
-
-  Raises:
-    errors.UserError: files are missing or truncated.
+  `command` prepares it, for messages about missing or truncated files.
   """
   if not path.exists():
     return None

@@ -18,14 +18,7 @@ from cfgd.runtime import errors
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A data set in memory.
-
-  Attributes:
-    images: [N, size, size, C] uint8.
-    labels: [N] int32.
-    num_classes: number of classes.
-    preprocessing: id of the preprocessing.
-  """
+  """A data set in memory: images [N, size, size, C] uint8, labels [N] int32."""
 
   images: np.ndarray
   labels: np.ndarray
@@ -53,9 +46,6 @@ class Source:
     """(H, W, C)."""
     return self.images.shape[1:]
 
-  def __repr__(self):
-    return f"Source({self.preprocessing}, {len(self)} images)"
-
 
 def _embedded(spec, split):
   images, labels = embedded.load(split)
@@ -78,18 +68,11 @@ def _embedded(spec, split):
 
 
 def load(spec, split):
-  """Open a data set.
+  """Return the source of "train" or "heldout" of a spec.Spec.
 
-  Args:
-    spec: spec.Spec.
-    split: "train" or "heldout". Only training images are ever random crops.
-
-  Returns:
-    A source, or crops.RandomCrops.
-
-  Raises:
-    errors.UserError: the name is unknown, the set is not prepared, or its
-      channels or classes are not those of `spec`.
+  Only training images are ever random crops. Raises errors.UserError if the
+  name is unknown, the set is not prepared, or its channels or classes are not
+  those of `spec`.
   """
   open_part = _embedded if spec.source == "embedded" else catalog.open_part
   source = open_part(spec, split)

@@ -19,14 +19,7 @@ _HELD_OUT = ("test", "validation", "heldout")  # the first that a set has
 
 @dataclasses.dataclass(frozen=True)
 class _Part(originals.Span):
-  """Examples of one split of a prepared TFDS set.
-
-  Attributes:
-    name: of the set with its version.
-    data_dir: folder that TFDS keeps it in.
-    split: name of the split.
-    background: (R, G, B) behind transparent pixels.
-  """
+  """Examples of one split of a prepared TFDS set called "set:version"."""
 
   name: str
   data_dir: str
@@ -76,10 +69,6 @@ def find(name, *, data_dir, background, manual_dir):
 
   Returns:
     originals.Originals; the held-out part is "test", or else "validation".
-
-  Raises:
-    errors.UserError: the set is unknown, or not images with labels.
-    errors.RunError: it cannot be downloaded.
   """
   builder = _builder(name, data_dir)
   image, label = _check_features(name, builder.info.features)

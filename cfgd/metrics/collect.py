@@ -37,7 +37,7 @@ class Collected(NamedTuple):
 
 
 def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
-  """Run a set of images through a network.
+  """Run a set of images through a network; return the same in every process.
 
   Args:
     folder: for the parts, on a disk that all processes see. It belongs to these
@@ -49,11 +49,7 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
     chunk_size: images per part.
     batch_size: images per device and call.
 
-  Returns:
-    Collected, the same in every process.
-
   Raises:
-    errors.UserError: images cannot be read.
     errors.NonFiniteError: a feature is not finite.
   """
   folder = epath.Path(folder)

@@ -29,11 +29,7 @@ def sample_labels(path):
 
 
 def histograms(source):
-  """Return [num_classes, C, 256] pixel counts by class and value.
-
-  Args:
-    source: see `data.sources`.
-  """
+  """Return [num_classes, C, 256] pixel counts of a source's images."""
   channels = source.image_shape[-1]
   counts = np.zeros((source.num_classes, channels, _LEVELS), np.int64)
   for start in range(0, len(source), _BLOCK_ROWS):
@@ -56,9 +52,6 @@ def match(images, labels, target):
     labels: [N] int, below the number of classes.
     target: [num_classes, C, 256], see `histograms`. Samples of a class without
       real images stay as they are.
-
-  Returns:
-    [N, H, W, C] uint8.
   """
   matched = images.copy()
   for label in np.unique(labels):

@@ -31,9 +31,6 @@ def evaluate(config, workdir, samples):
     Dict with "metrics" (name -> float), "num_samples" and "provenance". It is
     written as JSON beside the samples, and read back from there if these
     samples have been scored in this way before.
-
-  Raises:
-    errors.UserError: the samples are missing or not images of the data's shape.
   """
   if config.metrics.feature_network == "inception":
     return fid.evaluate(config, samples, *_inception_reference(config))
@@ -55,13 +52,9 @@ def prepare(config, workdir):
 def held_out(config, workdir):
   """Return the scores of real held-out images, to show beside those of samples.
 
-  As many images as a run samples, or all if there are fewer. Among several
-  processes `prepare` makes the scores, which takes all of them; this function
-  waits for none and may be called in one.
-
-  Args:
-    config: ConfigDict.
-    workdir: folder of the run; the scores are kept in its held_out/.
+  As many images as a run samples, or all if there are fewer; the scores are
+  kept in held_out/ of the workdir. Among several processes `prepare` makes
+  them, which takes all of them; this function waits for none.
 
   Returns:
     Dict with "metrics", named as those of samples, without the comparisons with

@@ -33,7 +33,7 @@ def classifier(network):
 
 
 def batches(scorer, params, images, *, batch_size):
-  """Run images through a scorer, dispatching one batch ahead.
+  """Yield a scorer's outputs [n, ...] by batches, dispatching one batch ahead.
 
   Args:
     scorer: (params, images [B, H, W, C] uint8) -> arrays [B, ...]; the same
@@ -41,9 +41,6 @@ def batches(scorer, params, images, *, batch_size):
     params: its parameters, on the devices if there are many batches.
     images: [N, H, W, C] uint8, or anything with `len` and slices like it.
     batch_size: images per device and call; the last call is padded.
-
-  Yields:
-    Tuples of arrays [n, ...], in the order of the images.
   """
   run = _pmapped(scorer)
   devices = jax.local_device_count()
@@ -68,11 +65,7 @@ def _to_host(outputs, count):
 def extract(network, params, images, *, batch_size):
   """Return (features [N, F], probabilities [N, K]) float32 of all images.
 
-  Args:
-    network: Flax module, see `classifier`.
-    params: its parameters.
-    images: see `batches`.
-    batch_size: see `batches`.
+  The network is a Flax module, see `classifier`; the rest as in `batches`.
   """
   parts = batches(classifier(network), params, images, batch_size=batch_size)
   return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

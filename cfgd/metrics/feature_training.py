@@ -1,6 +1,7 @@
 """Train a data set's own feature network once, and keep it."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -35,13 +36,7 @@ _DEAD = 1e-3
 class Recipe:
   """How the network is built and trained: `metrics.feature_net`.
 
-  Attributes:
-    seed: of parameters and data order.
-    width: see `feature_net.FeatureNet`.
-    num_features: see `feature_net.FeatureNet`.
-    learning_rate: of Adam, with a cosine decay to 0.
-    batch_size: over all devices.
-    steps: of training.
+  The learning rate of Adam decays to 0 with a cosine.
   """
 
   seed: int
@@ -53,14 +48,7 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-  """A trained feature network.
-
-  Attributes:
-    network: Flax module, see `feature_net.FeatureNet`.
-    params: its parameters.
-    digest: hash of the weights.
-    about: feature_net.json: settings, "heldout_accuracy", "dead_features".
-  """
+  """A FeatureNet, its parameters, a hash of them, and feature_net.json."""
 
   network: Any
   params: Any
@@ -69,7 +57,7 @@ class Trained(NamedTuple):
 
 
 def ensure(folder, train, held_out, recipe):
-  """Load the feature network from a folder, training it first if need be.
+  """Return the Trained network of a Recipe, training it first if need be.
 
   Args:
     folder: folder of networks; each has a subfolder named by a hash of its
@@ -77,9 +65,6 @@ def ensure(folder, train, held_out, recipe):
     train: source of training images, see data.sources.
     held_out: source that measures its accuracy and its dead features.
     recipe: Recipe.
-
-  Returns:
-    Trained.
   """
   network = feature_net.FeatureNet(
     recipe.width, recipe.num_features, train.num_classes
@@ -106,6 +91,16 @@ def ensure(folder, train, held_out, recipe):
   )
 
 
+def _loss(network, params, keys, batch, traced):
+  """Return the cross entropy [B], as a loss of `training.losses`."""
+  del keys, traced
+  x = pixels.to_x(batch["image"])
+  _, logits = network.apply({"params": params}, x)
+  labels = batch["label"]
+  values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return values, {}
+
+
 def _train(network, source, recipe):
   """Return trained parameters (their moving average) as NumPy arrays."""
   logging.info("Training the feature network: %d steps.", recipe.steps)
@@ -120,17 +115,12 @@ def _train(network, source, recipe):
     decay="cosine",
   )
 
-  def loss(params, keys, batch, traced):
-    del keys, traced
-    x = pixels.to_x(batch["image"])
-    _, logits = network.apply({"params": params}, x)
-    values = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
-    return values, {}
-
   step = steps_lib.make_train_step(
-    loss, optimizer, seed=recipe.seed, ema_decay=0.99, ema_warmup=True
+    functools.partial(_loss, network),
+    optimizer,
+    seed=recipe.seed,
+    ema_decay=0.99,
+    ema_warmup=True,
   )
   example = jnp.zeros((1, *source.image_shape))
   params = network.init(jax.random.key(recipe.seed), example)["params"]

@@ -45,10 +45,6 @@ def evaluate(config, samples, reference, preprocessing=""):
   Returns:
     Dict with "protocol", "metrics" (name -> float), "num_samples" and
     "provenance"; an existing result is read.
-
-  Raises:
-    errors.UserError: bad input; nothing is written.
-    errors.NonFiniteError: a feature is not finite.
   """
   validation.validate_sampling(config)
   metrics = config.metrics
@@ -72,12 +68,7 @@ def evaluate(config, samples, reference, preprocessing=""):
 
 
 def evaluate_blocks(config, samples, reference):
-  """Score several sets of samples, as of several seeds.
-
-  Args:
-    config: see `evaluate`.
-    samples: list of at least one set.
-    reference: see `evaluate`.
+  """Score a list of sets of samples, as of several seeds.
 
   Returns:
     The report of a single set; of several, "blocks" (their reports), and
@@ -102,19 +93,10 @@ def evaluate_blocks(config, samples, reference):
 
 
 def held_out(config, reference, preprocessing, source, path):
-  """Score real images that no network has seen, as if they were samples.
+  """Score real images of a source as if they were samples, see `evaluate`.
 
-  Args:
-    config: see `evaluate`.
-    reference: see `evaluate`.
-    preprocessing: see `evaluate`.
-    source: the images, see `data.sources`.
-    path: of the result; an existing one of the same images, network and
-      reference is kept.
-
-  Returns:
-    Dict with "metrics", "num_samples" and "about", see `evaluate.held_out`;
-    None if there are fewer than metrics.min_images.
+  An existing result at `path` is kept if it is of the same images, network and
+  reference. Returns None if there are fewer than metrics.min_images.
   """
   metrics = config.metrics
   count = min(config.sampling.num_samples, len(source))
@@ -190,13 +172,7 @@ def _score(metrics, collected, reference):
 
 
 class Network(NamedTuple):
-  """Inception by one protocol.
-
-  Attributes:
-    scorer: see `inception.scorer`.
-    params: its parameters.
-    name: with the hash of the weights.
-  """
+  """Inception by one protocol; the name has the hash of the weights."""
 
   scorer: Any
   params: Any
@@ -247,15 +223,9 @@ def _collect(config, network, images, num_kept, folder):
 
 
 def make_reference(config, reference, path):
-  """Compute statistics of a data set or a set of images, and write them.
+  """Write the statistics of the config's data.source or a set of images.
 
-  Args:
-    config: ConfigDict.
-    reference: the config's data.source, or see `image_sets.open_images`.
-    path: of the .npz; an existing one is checked and kept.
-
-  Returns:
-    Dict that describes the statistics.
+  An existing .npz is checked and kept. Returns its description, a dict.
   """
   validation.validate_sampling(config)
   images = _reference_images(config, reference)
@@ -271,19 +241,13 @@ def make_reference(config, reference, path):
 
 
 def prepare(config, reference, preprocessing="", samples=None):
-  """Open a reference, computing its statistics if they are missing.
+  """Return (Network, references.Reference), computing missing statistics.
 
   Args:
     config: ConfigDict.
     reference: see `evaluate`.
     preprocessing: id that the reference must have; "" accepts any.
     samples: set of images whose size the reference must have.
-
-  Returns:
-    (Network, references.Reference).
-
-  Raises:
-    errors.UserError: reference or weights are missing or do not fit.
   """
   wanted = {}
   if samples is not None:

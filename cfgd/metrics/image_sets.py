@@ -34,9 +34,6 @@ def open_images(path):
   Args:
     path: an .npz with `arr_0`, a folder with the sampler's chunks, or a folder
       of PNG and JPEG files (and subfolders), in the order of their names.
-
-  Raises:
-    errors.UserError: there are no images, or not uint8 images of one size.
   """
   path = epath.Path(path)
   if not path.exists():

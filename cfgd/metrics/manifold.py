@@ -24,15 +24,7 @@ _UNIT = 2.0**-24  # relative rounding of float32
 def neighbour_radii(features, k):
   """Return [N] squared distances of each row to its k-th nearest other row.
 
-  Args:
-    features: [N, D] rows.
-    k: which neighbour; the row itself is the 0th.
-
-  Returns:
-    float64; 0 where a row has k duplicates.
-
-  Raises:
-    ValueError: if k is not from 1 to N - 1 or a feature is not finite.
+  They are float64, and 0 where a row of the features [N, D] has k duplicates.
   """
   features = scores.feature_rows("features", features)
   _check_neighbour(features, k)
@@ -52,12 +44,6 @@ def precision_recall(real, fake, k, *, real_radii=None):
     fake: [M, D] features of the samples.
     k: which neighbour sets the radius; the paper uses 3.
     real_radii: [N] neighbour_radii(real, k), to share among many sets of fakes.
-
-  Returns:
-    Precision and recall, both in [0, 1].
-
-  Raises:
-    ValueError: if k does not fit, D differs or a feature is not finite.
   """
   real, fake = scores.feature_pair(real, fake)
   for features in (real, fake):

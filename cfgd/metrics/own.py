@@ -39,17 +39,9 @@ def evaluate(config, workdir, samples):
   A picture of some samples above their nearest training and held-out images is
   written, too.
 
-  Args:
-    config: ConfigDict.
-    workdir: see `reference`.
-    samples: see `image_sets.open_images`.
-
   Returns:
     Dict with "metrics" (name -> float), "num_samples" and "provenance"; an
     existing result is read.
-
-  Raises:
-    errors.UserError: the samples are missing or not images of the data's shape.
   """
   validation.validate_sampling(config)
   samples = epath.Path(samples)
@@ -114,14 +106,8 @@ def _settings(metrics, real, count):
 def held_out(config, workdir, path):
   """Score real images that no network has seen, as if they were samples.
 
-  Args:
-    config: ConfigDict.
-    workdir: see `reference`.
-    path: of the result; an existing one of the same network is kept.
-
-  Returns:
-    Dict with "metrics", "num_samples" and "about", see `evaluate.held_out`;
-    None if there are too few such images.
+  An existing result at `path` is kept if it is of the same network. Returns
+  None if there are too few images, otherwise see `evaluate.held_out`.
   """
   metrics, real = config.metrics, reference(config, workdir)
   count = min(config.sampling.num_samples, len(real.held_out))
@@ -145,16 +131,9 @@ def held_out(config, workdir, path):
 def reference(config, workdir):
   """Return the Reference that samples of a data set are compared with.
 
-  Trains the classifier if it is missing. What was computed of the real images
-  is kept in memory for the next call.
-
-  Args:
-    config: ConfigDict.
-    workdir: the classifier is kept in its feature_net/, or in
-      metrics.feature_dir, in a folder named by a hash of how it is trained.
-
-  Raises:
-    errors.UserError: the data is missing.
+  Trains the classifier if it is missing. It is kept in feature_net/ of the
+  workdir, or in metrics.feature_dir, in a folder named by a hash of how it is
+  trained. What was computed of the real images stays in memory.
   """
   metrics = config.metrics
   return _reference(

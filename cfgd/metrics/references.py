@@ -74,12 +74,7 @@ def from_collected(collected, about):
 
 
 def write(path, reference):
-  """Write an .npz that `read`, guided-diffusion and pytorch-fid can read.
-
-  Args:
-    path: of the .npz.
-    reference: Reference with spatial statistics and rows.
-  """
+  """Write an .npz that `read`, guided-diffusion and pytorch-fid can read."""
   with files.open_atomic(path) as file:
     np.savez(
       file,
@@ -185,13 +180,8 @@ def _check(path, name, pair, dim):
 def check(about, wanted, name):
   """Refuse statistics of other images, another network or protocol.
 
-  Args:
-    about: description of the reference; missing entries are not checked.
-    wanted: entries that must be the same.
-    name: of the reference, for the message.
-
-  Raises:
-    errors.UserError: an entry differs.
+  Raises errors.UserError if an entry of `about` is not as wanted; missing
+  entries are not checked.
   """
   for field, value in wanted.items():
     found = about.get(field)
@@ -203,13 +193,7 @@ def check(about, wanted, name):
 
 
 def check_form(reference, protocol, name):
-  """Refuse others' statistics whose form implies another protocol.
-
-  Args:
-    reference: Reference.
-    protocol: metrics.protocol.
-    name: of the reference, for the message.
-  """
+  """Refuse others' statistics whose form implies another protocol."""
   if reference.form not in ("", protocol):
     raise errors.UserError(
       f"reference {name} is of {_FORMS[reference.form]}, not of "

@@ -5,7 +5,6 @@ Frechet distance of 2048 features by tenths. Inputs may be of any float type.
 Precision and recall are in `manifold`.
 """
 
-from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
 
@@ -31,12 +30,8 @@ class Moments(NamedTuple):
   scatter: np.ndarray
 
 
-def moments(features: np.ndarray) -> Moments:
-  """Return the moments of feature rows [N, D]; N may be 0.
-
-  Raises:
-    ValueError: if a feature is not finite.
-  """
+def moments(features):
+  """Return the moments of feature rows [N, D]; N may be 0."""
   features = feature_rows("features", features)
   count, dim = features.shape
   if not count:
@@ -46,14 +41,11 @@ def moments(features: np.ndarray) -> Moments:
   return Moments(count, mean, centred.T @ centred)
 
 
-def merge(a: Moments, b: Moments) -> Moments:
+def merge(a, b):
   """Return the moments of the rows of both.
 
   The pairwise update of Chan, Golub & LeVeque, "Updating Formulae and a
   Pairwise Algorithm for Computing Sample Variances" (Stanford STAN-CS-79-773).
-
-  Raises:
-    ValueError: if the numbers of features differ.
   """
   if a.mean.shape != b.mean.shape:
     raise ValueError(
@@ -69,12 +61,8 @@ def merge(a: Moments, b: Moments) -> Moments:
   return Moments(count, mean, a.scatter + b.scatter + between)
 
 
-def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-  """Return the mean [D] and the unbiased covariance [D, D] (ddof 1).
-
-  Raises:
-    ValueError: if there are fewer than two rows.
-  """
+def mean_and_covariance(moments):
+  """Return the mean [D] and the unbiased covariance [D, D] (ddof 1)."""
   if moments.count < 2:
     raise ValueError(
       f"moments.count={moments.count}: a covariance needs at least 2 rows; "
@@ -83,14 +71,11 @@ def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
   return moments.mean, moments.scatter / (moments.count - 1)
 
 
-def factor(cov: np.ndarray) -> np.ndarray:
-  """Return a matrix F with F @ F.T = cov.
+def factor(cov):
+  """Return a matrix F with F @ F.T = cov, [D, D] and positive semi-definite.
 
   Cholesky's triangular factor where there is one; of a singular covariance the
   symmetric root.
-
-  Args:
-    cov: [D, D] symmetric, positive semi-definite up to rounding.
   """
   cov = np.asarray(cov, np.float64)
   try:
@@ -100,14 +85,7 @@ def factor(cov: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
 
 
-def frechet_distance(
-  mean_1: np.ndarray,
-  cov_1: np.ndarray,
-  mean_2: np.ndarray,
-  cov_2: np.ndarray,
-  *,
-  root_1: np.ndarray | None = None,
-) -> float:
+def frechet_distance(mean_1, cov_1, mean_2, cov_2, *, root_1=None):
   """Return the squared Frechet distance between two Gaussians.
 
   |m1 - m2|^2 + tr S1 + tr S2 - 2 tr sqrt(F^T S2 F), F F^T = S1: the FID of
@@ -124,9 +102,6 @@ def frechet_distance(
     mean_2: [D] mean of the samples.
     cov_2: [D, D] covariance of the samples.
     root_1: [D, D] factor(cov_1), to share among many sets of samples.
-
-  Raises:
-    ValueError: if the shapes disagree or a value is not finite.
   """
   mean_1, cov_1 = _gaussian("1", mean_1, cov_1)
   mean_2, cov_2 = _gaussian("2", mean_2, cov_2)
@@ -146,12 +121,8 @@ def frechet_distance(
   )
 
 
-def even_edges(count: int, num_splits: int) -> list[int]:
-  """Return the [S + 1] edges i*N//S of S splits, equal up to rounding.
-
-  Raises:
-    ValueError: if splits would be empty.
-  """
+def even_edges(count, num_splits):
+  """Return the [S + 1] edges i*N//S of S splits, equal up to rounding."""
   if not 1 <= num_splits <= count:
     raise ValueError(
       f"num_splits={num_splits}: must be from 1 to the {count} rows of probs"
@@ -159,11 +130,7 @@ def even_edges(count: int, num_splits: int) -> list[int]:
   return [i * count // num_splits for i in range(num_splits + 1)]
 
 
-def inception_score(
-  probs: np.ndarray,
-  splits: int | Sequence[int],
-  rng: np.random.Generator | None = None,
-) -> tuple[float, float]:
+def inception_score(probs, splits, rng=None):
   """Return the mean and spread of the Inception Score over splits of the rows.
 
   exp(mean KL(p(y|x) || p(y))) of arXiv:1606.03498, with p(y) the mean over the
@@ -181,9 +148,6 @@ def inception_score(
 
   Returns:
     Mean and standard deviation (ddof 0) of the S scores.
-
-  Raises:
-    ValueError: if rows are not distributions or splits would be empty.
   """
   probs = _probability_rows(probs)
   count = len(probs)
@@ -202,18 +166,11 @@ def inception_score(
   return float(np.mean(scores)), float(np.std(scores))
 
 
-def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
+def kernel_distance(real, fake):
   """Return the unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
-  The kernel Inception distance of arXiv:1801.01401 if the features are
-  Inception's, over all pairs of rows at once. It may be below 0.
-
-  Args:
-    real: [N, D] features of the reference, N >= 2.
-    fake: [M, D] features of the samples, M >= 2.
-
-  Raises:
-    ValueError: if a set has one row, D differs or a feature is not finite.
+  The kernel Inception distance of arXiv:1801.01401 if the features [N, D] and
+  [M, D] are Inception's, over all pairs of rows at once. It may be below 0.
   """
   real, fake = feature_pair(real, fake)
   if min(len(real), len(fake)) < 2:
@@ -230,14 +187,14 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
   return float(within - 2 * cross)
 
 
-def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
+def _kernel_sum(a, b):
   return sum(
     ((a[start : start + _BLOCK_ROWS] @ b.T / a.shape[1] + 1) ** 3).sum()
     for start in range(0, len(a), _BLOCK_ROWS)
   )
 
 
-def _exp_mutual_information(probs: np.ndarray) -> float:
+def _exp_mutual_information(probs):
   probs = np.asarray(probs, np.float64)
   marginal = probs.mean(axis=0)
   # mean_x KL(p(y|x) || p(y)), with the cross entropy summed over x first.
@@ -245,12 +202,12 @@ def _exp_mutual_information(probs: np.ndarray) -> float:
   return np.exp(negative_entropy - _p_log_p(marginal).sum())
 
 
-def _p_log_p(p: np.ndarray) -> np.ndarray:
+def _p_log_p(p):
   # 0 log 0 is 0: confident rows underflow in float32.
   return p * np.log(np.where(p > 0, p, 1.0))
 
 
-def feature_rows(name: str, features: np.ndarray) -> np.ndarray:
+def feature_rows(name, features):
   """Return features [N, D] in float64; raise ValueError if they are bad."""
   features = np.asarray(features, np.float64)
   if features.ndim != 2:
@@ -267,9 +224,7 @@ def feature_rows(name: str, features: np.ndarray) -> np.ndarray:
   return features
 
 
-def feature_pair(
-  real: np.ndarray, fake: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def feature_pair(real, fake):
   """Return both sets in float64; raise ValueError if they do not match."""
   real = feature_rows("real", real)
   fake = feature_rows("fake", fake)
@@ -281,9 +236,7 @@ def feature_pair(
   return real, fake
 
 
-def _gaussian(
-  index: str, mean: np.ndarray, cov: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _gaussian(index, mean, cov):
   mean = np.asarray(mean, np.float64)
   cov = np.asarray(cov, np.float64)
   if mean.ndim != 1 or cov.shape != mean.shape * 2:
@@ -299,7 +252,7 @@ def _gaussian(
   return mean, cov
 
 
-def _probability_rows(probs: np.ndarray) -> np.ndarray:
+def _probability_rows(probs):
   probs = np.asarray(probs)
   if probs.ndim != 2:
     raise ValueError(f"probs: shape {probs.shape}; must be [rows, classes]")

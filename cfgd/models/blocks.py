@@ -1,10 +1,10 @@
 """Building blocks of the ADM networks (Dhariwal & Nichol, arXiv:2105.05233).
 
-Module and parameter names are those of guided-diffusion's state dict with "."
-written as "_" before a number, so that a published weight's name can be derived
-from its place in the tree. Parameters, GroupNorm, softmax and the embedding of
-time are float32 whatever `dtype` is; matmuls and convolutions are done in it.
-With float32 they are exact to float32, see `precision_of`.
+Module and parameter names are guided-diffusion's, with "_" for "." before a
+number, so a published weight's name follows from its path in the tree. `dtype`
+applies to matmuls and convolutions; parameters, GroupNorm, softmax and the time
+embedding are always float32. float32 products are exact to float32, see
+`precision_of`.
 """
 
 import math
@@ -26,7 +26,7 @@ _EPSILON = 1e-5
 def precision_of(dtype):
   """Return the `precision` of products of a dtype.
 
-  Left to themselves GPUs round float32 factors to TF32 and TPUs to bfloat16.
+  By default GPUs round float32 factors to TF32, and TPUs to bfloat16.
   """
   exact = jnp.dtype(dtype) == jnp.float32
   return jax.lax.Precision.HIGHEST if exact else None
@@ -58,22 +58,14 @@ def dense(features, name, dtype, zero=False):
 
 
 def time_embedding(time, width):
-  """Embed times as sinusoids, cosines first.
-
-  Args:
-    time: [B] float, on the scale 0 to 1000; need not be integers.
-    width: even number of features.
-
-  Returns:
-    [B, width] float32.
-  """
+  """Embed times [B], 0 to 1000, as sinusoids [B, width], cosines first."""
   half = width // 2
   frequencies = jnp.exp(-math.log(10_000) / half * jnp.arange(half))
   angles = time.astype(jnp.float32)[:, None] * frequencies[None]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-# The name marks the gradient's sum over 2x2 pixels: see tests/models.
+# The name marks the gradient's sum over 2x2 pixels, see tests/models.
 @jax.named_scope("upsample")
 def upsample(x):
   """Double height and width by repetition."""
@@ -97,25 +89,15 @@ _RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
 
 
 class GroupNorm(nn.Module):
-  """Normalise 32 groups of channels in float32, optionally with FiLM.
-
-  Attributes:
-    dtype: of the result.
-  """
+  """Normalise 32 groups of channels in float32, optionally with FiLM."""
 
   dtype: Any
 
   @nn.compact
   def __call__(self, x, film_scale=None, film_shift=None):
-    """Return GN(x) * (1 + film_scale) + film_shift.
+    """Return GN(x) * (1 + film_scale) + film_shift, [B, H, W, C] of `dtype`.
 
-    Args:
-      x: [B, H, W, C].
-      film_scale: None or [B, C].
-      film_shift: None or [B, C].
-
-    Returns:
-      [B, H, W, C] of `dtype`.
+    FiLM's scale and shift are None or [B, C].
     """
     channels = x.shape[-1]
     assert channels % _NUM_GROUPS == 0, (channels, _NUM_GROUPS)
@@ -123,22 +105,22 @@ class GroupNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     x = x.astype(jnp.float32)
     mean, variance = self._moments(x)
-    # One multiply and one add per pixel: XLA fuses them with the SiLU that
-    # follows, where separate normalise, affine and FiLM passes cost memory.
+    # One multiply and one add per pixel, which XLA fuses with the SiLU that
+    # follows; separate normalise, affine and FiLM passes would cost memory.
     a = jax.lax.rsqrt(variance + _EPSILON) * weight  # [B, C]
     b = bias - mean * a
     if film_scale is not None:
       a, b = a * (1.0 + film_scale), b * (1.0 + film_scale) + film_shift
-    a, b = xla.materialize((a, b))  # and not anew for each pixel
+    a, b = xla.materialize((a, b))  # once, not for each pixel
     return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
 
   def _moments(self, x):
     """Return the mean and variance of each channel's group, [B, C] each."""
     batch, channels = x.shape[0], x.shape[-1]
     grouped = (batch, _NUM_GROUPS, channels // _NUM_GROUPS)
-    # One pass over memory: mean and mean square together, as seen from one
-    # pixel, so that E[x^2] - E[x]^2 is not the difference of two large numbers
-    # where a channel's mean is far from zero.
+    # One pass over memory: mean and mean square together, relative to one
+    # pixel, so that E[x^2] - E[x]^2 does not cancel where a channel's mean is
+    # far from zero.
     origin = jax.lax.stop_gradient(x[:, :1, :1])
     offset = x - origin
     offset_mean, offset_square = xla.materialize(
@@ -147,7 +129,7 @@ class GroupNorm(nn.Module):
     inside = offset_square - jnp.square(offset_mean)
     channel_mean = (offset_mean + origin[:, 0, 0]).reshape(grouped)
     mean = channel_mean.mean(axis=-1, keepdims=True)  # [B, G, 1]
-    # Variance inside the channels plus variance between them.
+    # Variance within the channels plus variance between them.
     between = jnp.square(channel_mean - mean)
     variance = jnp.maximum(inside, 0.0).reshape(grouped) + between
     variance = variance.mean(axis=-1, keepdims=True)
@@ -158,15 +140,9 @@ class GroupNorm(nn.Module):
 
 
 def dropout(x, keys, rate):
-  """Zero elements with probability `rate`, each example from its own key.
+  """Zero elements of x [B, ...] with probability `rate`, scaling up the rest.
 
-  Args:
-    x: [B, H, W, C].
-    keys: [B] random keys, or None: no dropout.
-    rate: probability in [0, 1).
-
-  Returns:
-    x scaled by 1 / (1 - rate) where kept.
+  Each example has its own key; `keys` is [B], or None for no dropout.
   """
   if keys is None or rate == 0.0:
     return x
@@ -193,15 +169,9 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, embedding, dropout_keys):
-    """Apply the block.
+    """Map x [B, H, W, C] to [B, H', W', features].
 
-    Args:
-      x: [B, H, W, C].
-      embedding: [B, E] of time and label.
-      dropout_keys: [B] random keys or None.
-
-    Returns:
-      [B, H', W', features].
+    The embedding [B, E] is of time and label; `dropout_keys` is [B] or None.
     """
     resample = _RESAMPLE[self.resample]
     h = nn.silu(GroupNorm(self.dtype, name="in_layers_0")(x))
@@ -223,29 +193,25 @@ class ResBlock(nn.Module):
 
 
 def attention_implementation(platform, capability, dtype, tokens, head_width):
-  """Choose what computes attention: cuDNN's fused kernel where it can.
+  """Return "cudnn" where cuDNN's fused attention works, else None.
 
   The limits are those of `check_is_flash_attention` in JAX's
-  cudnn/fused_attention_stablehlo.py, forward and backward together, since a
-  network may be differentiated later (training, classifier guidance):
+  cudnn/fused_attention_stablehlo.py, for the forward and the backward pass,
+  since any network may be differentiated later (training, classifier guidance):
 
   - tokens: an odd number is refused in training ("Unsupported sequence
-    length"). That test is meant for attention with a bias, but JAX passes an
+    length"). That check is meant for attention with a bias, but JAX passes an
     empty array where there is none.
-  - head_width: a multiple of 8, up to 128, or 256 on Hopper. JAX lets later
-    GPUs have 256 as well; cuDNN's backward pass does so on Hopper alone.
+  - head_width: a multiple of 8, up to 128, or 256 on Hopper. JAX also allows
+    256 on later GPUs; cuDNN's backward pass does so on Hopper alone.
 
   Args:
     platform: of the backend, "cpu", "gpu" or "tpu".
-    capability: a GPU's CUDA compute capability, such as "9.0"; anything that is
-      not a number is a GPU without cuDNN.
+    capability: a GPU's CUDA compute capability, such as "9.0"; anything but a
+      number is a GPU without cuDNN.
     dtype: of queries, keys and values.
-    tokens: queries, as many as keys.
+    tokens: number of queries, and of keys.
     head_width: channels of one head.
-
-  Returns:
-    `implementation` of jax.nn.dot_product_attention: "cudnn", or None where
-    `_attend_by_xla` does it.
   """
   try:
     major = int(str(capability).split(".")[0])
@@ -276,10 +242,10 @@ def _attend(q, k, v):
 
 
 def _attend_by_xla(q, k, v):
-  """Attend as `_attend` does, with as little done per pair of tokens as can be.
+  """Attend with the least work per pair of tokens.
 
-  The softmax is divided after the product with v: a division per token, and in
-  the backward pass no sum over pairs.
+  The softmax is normalised after the product with v: one division per token,
+  and no sum over pairs in the backward pass.
   """
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, heads, tokens, width]
   logits = _matmul(q * q.shape[-1] ** -0.5, k.swapaxes(2, 3))
@@ -302,8 +268,8 @@ class AttentionBlock(nn.Module):
 
   Attributes:
     num_heads: number of heads.
-    new_order: q, k, v are split before the heads (ADM-64) and not after them
-      (ADM-128, "legacy"). Matters for weights from elsewhere only.
+    new_order: split q, k, v before the heads (ADM-64), not after them (ADM-128,
+      "legacy"). Only matters for imported weights.
     dtype: of matmuls.
   """
 
@@ -359,7 +325,7 @@ class AttentionPool(nn.Module):
     qkv = dense(3 * channels, "qkv_proj", self.dtype)(x + position.T)
     qkv = qkv.reshape(batch, x.shape[1], 3, heads, self.head_width)
     q, k, v = (qkv[:, :, i] for i in range(3))
-    # The mean's answer alone is read. One query is no work for a fused kernel.
+    # Only the mean's output is used. One query needs no fused kernel.
     h = _attend_by_xla(q[:, :1], k, v)
     h = h.reshape(batch, channels)
     return dense(self.features, "c_proj", self.dtype)(h)

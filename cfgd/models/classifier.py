@@ -1,7 +1,7 @@
 """ADM's noisy classifier (Dhariwal & Nichol, arXiv:2105.05233), p(c|z, time).
 
-The U-Net's way down and middle, read out by attention. Its gradient with
-respect to z is what classifier guidance adds to the noise prediction.
+The U-Net's downward path and middle, with an attention readout. Classifier
+guidance adds its gradient with respect to z to the noise prediction.
 """
 
 import flax.linen as nn
@@ -12,25 +12,15 @@ from cfgd.models import unet
 
 
 class Classifier(unet.Encoder, kw_only=True):
-  """Predict the label from (z, time).
-
-  Attributes:
-    num_classes: size of the result.
-  """
+  """Predict the label, of num_classes, from (z, time)."""
 
   num_classes: int
 
   @nn.compact
   def __call__(self, z, time, dropout_keys=None):
-    """Return the logits.
+    """Return the logits [B, num_classes] float32; see `UNet` for the arguments.
 
-    Args:
-      z: [B, H, W, C]; H and W are those that the network was initialised at.
-      time: [B] float on the scale 0 to 1000.
-      dropout_keys: [B] random keys; None switches dropout off.
-
-    Returns:
-      [B, num_classes] float32.
+    H and W must be those that the network was initialised with.
     """
     h, _ = self.encode(z, self.embed_time(time), dropout_keys)
     h = nn.silu(blocks.GroupNorm(self.dtype, name="out_0")(h))

@@ -1,9 +1,9 @@
-"""Convolutions that XLA:CPU computes rightly and fast.
+"""Convolutions that XLA:CPU computes correctly and fast.
 
-XLA:CPU has two ways to convolve. YNNPACK's is slow for the gradient of a
-kernel; Eigen's is fast there, and wrong in loops on several devices (see
-docs/performance.md). So YNNPACK convolves, and the gradient of a kernel is
-written as matrix products.
+XLA:CPU convolves with YNNPACK or with Eigen. YNNPACK is slow for the gradient
+of a kernel; Eigen is fast there, but wrong in loops on several devices (see
+docs/performance.md). So YNNPACK convolves, and the kernel gradient is written
+as matrix products.
 """
 
 import functools
@@ -13,18 +13,10 @@ import jax.numpy as jnp
 
 
 def general_dilated(x, kernel, strides, padding, *, precision, **how):
-  """Convolve, as `jax.lax.conv_general_dilated` does, for flax.linen.Conv.
+  """Convolve x [B, H, W, I] and kernel [k, k, I, O] to [B, H', W', O].
 
-  Args:
-    x: [B, H, W, I].
-    kernel: [k, k, I, O].
-    strides: per spatial dimension.
-    padding: of `jax.lax.conv_general_dilated`.
-    precision: of the products, see `jax.lax.Precision`.
-    **how: dimension numbers, dilations and groups.
-
-  Returns:
-    [B, H', W', O].
+  Arguments are those of `jax.lax.conv_general_dilated`, as flax.linen.Conv
+  passes them.
   """
   convolve = functools.partial(
     jax.lax.conv_general_dilated,
@@ -41,7 +33,7 @@ def general_dilated(x, kernel, strides, padding, *, precision, **how):
 
 
 def _is_plain(x, kernel, strides, padding):
-  """Say whether the kernel is odd and square, and keeps height and width."""
+  """Return whether the kernel is odd, square and keeps height and width."""
   height, width = kernel.shape[:2]
   return (
     padding == "SAME"
@@ -53,7 +45,7 @@ def _is_plain(x, kernel, strides, padding):
 
 
 def _with_products(convolve, precision):
-  """Return the convolution (x, kernel) -> y, differentiated by products."""
+  """Return the convolution (x, kernel) -> y with matrix-product gradients."""
 
   @jax.custom_vjp
   def plain(x, kernel):
@@ -64,8 +56,8 @@ def _with_products(convolve, precision):
 
   def backward(residuals, g):
     x, kernel = residuals
-    turned = jnp.flip(kernel, axis=(0, 1)).swapaxes(2, 3)  # [k, k, O, I]
-    return convolve(g, turned), kernel_gradient(
+    rotated = jnp.flip(kernel, axis=(0, 1)).swapaxes(2, 3)  # [k, k, O, I]
+    return convolve(g, rotated), _kernel_gradient(
       x, g, size=kernel.shape[0], precision=precision
     )
 
@@ -73,39 +65,24 @@ def _with_products(convolve, precision):
   return plain
 
 
-def kernel_gradient(x, g, *, size, precision=None):
-  """Return the gradient of a convolution with respect to its kernel.
+def _kernel_gradient(x, g, *, size, precision):
+  """Return the gradient [k, k, I, O] of a "SAME" convolution of stride 1.
 
-  Args:
-    x: [B, H, W, I] input.
-    g: [B, H, W, O] gradient of the output, of stride 1 and padding "SAME".
-    size: k of the square kernel, odd.
-    precision: of the products.
-
-  Returns:
-    [k, k, I, O].
+  Of the input x [B, H, W, I] and the output's gradient g [B, H, W, O].
   """
   if x.shape[-1] <= g.shape[-1]:
-    return _moved_products(x, g, size, precision)
-  # Moving g by an offset is moving x by its opposite, and fewer channels.
-  products = _moved_products(g, x, size, precision)
+    return _shifted_products(x, g, size, precision)
+  # Shifting g is shifting x by the opposite offset, with fewer channels.
+  products = _shifted_products(g, x, size, precision)
   return jnp.flip(products, axis=(0, 1)).swapaxes(2, 3)
 
 
-def _moved_products(a, b, size, precision):
-  """Return sum over images and pixels of a, moved by each offset, times b.
+def _shifted_products(a, b, size, precision):
+  """Sum a [B, H, W, C], shifted by each offset, times b [B, H, W, D].
 
-  One product over all pixels for each row of the kernel: a, moved by each of
-  the row's offsets and laid side by side, times b.
-
-  Args:
-    a: [B, H, W, C].
-    b: [B, H, W, D].
-    size: offsets along each side, odd; the middle one moves nothing.
-    precision: of the products.
-
-  Returns:
-    [size, size, C, D].
+  Returns [size, size, C, D], summed over images and pixels; `size` is odd, and
+  the middle offset is 0. One matrix product per row of the kernel, with the
+  row's shifts of a stacked.
   """
   _, height, width, channels = a.shape
   pad = size // 2
@@ -114,9 +91,9 @@ def _moved_products(a, b, size, precision):
   b = b.reshape(-1, b.shape[-1])  # [BHW, D]
 
   def row(i):
-    moved = [a[:, :, i : i + height, j : j + width] for j in range(size)]
-    # The barrier keeps XLA from gathering every pixel inside of the product.
-    stacked = jax.lax.optimization_barrier(jnp.concatenate(moved))
+    shifted = [a[:, :, i : i + height, j : j + width] for j in range(size)]
+    # The barrier keeps XLA from gathering pixels inside the product.
+    stacked = jax.lax.optimization_barrier(jnp.concatenate(shifted))
     stacked = stacked.reshape(size * channels, -1)  # [size C, BHW]
     product = jnp.matmul(stacked, b, precision=precision)
     return product.reshape(size, channels, -1)

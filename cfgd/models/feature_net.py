@@ -3,17 +3,17 @@
 import flax.linen as nn
 import jax
 
-# Names what the code below computes: weights of another network do not fit.
+# Identifies the network below in stored weights.
 ARCHITECTURE = "conv3-gelu-linear"
 
 
 class FeatureNet(nn.Module):
   """Convolutional classifier with a named feature layer.
 
-  The features are taken before the nonlinearity that follows them: behind a
-  ReLU a third to a half of them are 0 for every image, and the others have a
-  peak at 0, which a Gaussian, as Frechet distances assume, has not. GELU has a
-  gradient everywhere, so that no feature stops learning.
+  The features are taken before the nonlinearity that follows. After a ReLU, a
+  third to a half of them would be 0 for every image and the others would peak
+  at 0, unlike the Gaussians that Frechet distances assume. GELU has a gradient
+  everywhere, so that no feature stops learning.
 
   Attributes:
     width: channels of the first convolution.
@@ -27,15 +27,8 @@ class FeatureNet(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """Return features and logits.
-
-    Args:
-      x: [B, H, W, C] in [-1, 1].
-
-    Returns:
-      (features [B, num_features], logits [B, num_classes]) float32.
-    """
-    # TF32 and bfloat16 products would make distances depend on the device.
+    """Map x [B, H, W, C] in [-1, 1] to float32 features and logits."""
+    # With TF32 or bfloat16 products distances would depend on the device.
     exact = {"precision": jax.lax.Precision.HIGHEST}
     for level, mult in enumerate((1, 2, 4)):
       if level:

@@ -1,10 +1,9 @@
-"""The Inception-v3 of FID and IS, and what is done to images before it.
+"""The Inception-v3 of FID and IS, and the preprocessing of its images.
 
-The network is that of TensorFlow's graph of 2015-12-05, which FID is defined
-by. It differs from the published Inception-v3 in average pools that leave the
-padding out, in a maximum where the last block should average, and in having
-1008 classes. Batch normalisation is part of the convolutions here: the
-converter folds it in.
+The network is TensorFlow's graph of 2015-12-05, which defines FID. It differs
+from the published Inception-v3 in average pools that exclude the padding, in a
+maximum pool where the last block should average, and in its 1008 classes. The
+converter folds batch normalisation into the convolutions.
 """
 
 from collections.abc import Callable
@@ -21,12 +20,12 @@ NUM_FEATURES = 2048
 NUM_SPATIAL = 17 * 17 * 7
 NUM_CLASSES = 1008
 
-# TF32 or bfloat16 products would move the features by a per cent.
+# TF32 or bfloat16 products would change the features by one per cent.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Outputs(NamedTuple):
-  """Hold what the network says of a batch.
+  """The network's outputs for a batch.
 
   Attributes:
     features: [B, 2048] average over space of the last block: FID's pool3.
@@ -39,17 +38,17 @@ class Outputs(NamedTuple):
   logits: jax.Array
 
 
-# Layers. A 1x1 convolution is a matrix product, which CPUs compute faster when
-# it is written as one; so are pools written as shifts.
+# Layers. 1x1 convolutions are written as matrix products and pools as shifts,
+# both of which are faster on CPUs.
 
 
 def _linear(x, name, features):
-  """Return the 1x1 convolution of x, inside a compact module."""
+  """Apply a 1x1 convolution, inside a compact module."""
   return nn.Dense(features, precision=_PRECISION, name=name)(x)
 
 
 def _conv(x, name, features, kernel=(1, 1), stride=1, padding="SAME"):
-  """Return relu(convolution of x), inside a compact module."""
+  """Apply a convolution and ReLU, inside a compact module."""
   if kernel == (1, 1):
     return nn.relu(_linear(x, name, features))
   convolve = nn.Conv(
@@ -64,14 +63,14 @@ def _conv(x, name, features, kernel=(1, 1), stride=1, padding="SAME"):
 
 
 def _chain(x, *layers):
-  """Return `_conv` after `_conv`; layers are its arguments."""
+  """Apply `_conv` repeatedly; layers are its arguments."""
   for layer in layers:
     x = _conv(x, *layer)
   return x
 
 
 def _windows(x, axis, stride):
-  """Return the three shifts of x that a window of 3 sees along an axis."""
+  """Return the three shifts of x in a window of 3 along an axis."""
   size = (x.shape[axis] - 3) // stride * stride + 1
   return [
     jax.lax.slice_in_dim(x, i, i + size, stride=stride, axis=axis)
@@ -80,7 +79,7 @@ def _windows(x, axis, stride):
 
 
 def _max_pool(x, stride=2):
-  """Return the maximum over 3x3; with stride 1, of x's size."""
+  """Return the maximum over 3x3 pixels; stride 1 keeps x's size."""
   if stride == 1:
     border = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, border, constant_values=-jnp.inf)
@@ -90,7 +89,7 @@ def _max_pool(x, stride=2):
 
 
 def _average_pool(x):
-  """Return the average over those of 3x3 that are inside the image."""
+  """Return the average over those of 3x3 pixels that are in the image."""
   inside = np.full(x.shape[1:3], 9.0, np.float32)
   for edge in (0, -1):
     inside[edge] *= 2 / 3
@@ -107,96 +106,73 @@ def _pooled_branch(x, features):
   return nn.relu(_average_pool(_linear(x, "branch_pool", features)))
 
 
-def _join(*branches):
-  return jnp.concatenate(branches, axis=-1)
-
-
 # Blocks, named as in torchvision and the published weights.
 
 
-class _MixedA(nn.Module):
-  pool_features: int
+class _Mixed(nn.Module):
+  """Concatenate chains of convolutions and a pool.
+
+  Attributes:
+    branches: layers of each chain, see `_chain`.
+    pool_features: of the average pool's branch; 0 is a maximum pool instead.
+  """
+
+  branches: tuple
+  pool_features: int = 0
 
   @nn.compact
   def __call__(self, x):
-    return _join(
-      _conv(x, "branch1x1", 64),
-      _chain(x, ("branch5x5_1", 48), ("branch5x5_2", 64, (5, 5))),
-      _chain(
-        x,
-        ("branch3x3dbl_1", 64),
-        ("branch3x3dbl_2", 96, (3, 3)),
-        ("branch3x3dbl_3", 96, (3, 3)),
-      ),
-      _pooled_branch(x, self.pool_features),
-    )
+    """Return the block's output, and that of its first branch."""
+    outputs = [_chain(x, *layers) for layers in self.branches]
+    if self.pool_features:
+      pooled = _pooled_branch(x, self.pool_features)
+    else:
+      pooled = _max_pool(x)
+    return jnp.concatenate([*outputs, pooled], axis=-1), outputs[0]
 
 
-class _MixedB(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return _join(
-      _conv(x, "branch3x3", 384, (3, 3), 2, "VALID"),
-      _chain(
-        x,
-        ("branch3x3dbl_1", 64),
-        ("branch3x3dbl_2", 96, (3, 3)),
-        ("branch3x3dbl_3", 96, (3, 3), 2, "VALID"),
-      ),
-      _max_pool(x),
-    )
+_DOUBLE = (("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, (3, 3)))
+_MIXED_A = (
+  (("branch1x1", 64),),
+  (("branch5x5_1", 48), ("branch5x5_2", 64, (5, 5))),
+  (*_DOUBLE, ("branch3x3dbl_3", 96, (3, 3))),
+)
+_MIXED_B = (
+  (("branch3x3", 384, (3, 3), 2, "VALID"),),
+  (*_DOUBLE, ("branch3x3dbl_3", 96, (3, 3), 2, "VALID")),
+)
+_MIXED_D = (
+  (("branch3x3_1", 192), ("branch3x3_2", 320, (3, 3), 2, "VALID")),
+  (
+    ("branch7x7x3_1", 192),
+    ("branch7x7x3_2", 192, (1, 7)),
+    ("branch7x7x3_3", 192, (7, 1)),
+    ("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
+  ),
+)
 
 
-class _MixedC(nn.Module):
-  width: int
-
-  @nn.compact
-  def __call__(self, x):
-    """Return the block's output and that of its first branch."""
-    width = self.width
-    first = _conv(x, "branch1x1", 192)
-    joined = _join(
-      first,
-      _chain(
-        x,
-        ("branch7x7_1", width),
-        ("branch7x7_2", width, (1, 7)),
-        ("branch7x7_3", 192, (7, 1)),
-      ),
-      _chain(
-        x,
-        ("branch7x7dbl_1", width),
-        ("branch7x7dbl_2", width, (7, 1)),
-        ("branch7x7dbl_3", width, (1, 7)),
-        ("branch7x7dbl_4", width, (7, 1)),
-        ("branch7x7dbl_5", 192, (1, 7)),
-      ),
-      _pooled_branch(x, 192),
-    )
-    return joined, first
-
-
-class _MixedD(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return _join(
-      _chain(
-        x,
-        ("branch3x3_1", 192),
-        ("branch3x3_2", 320, (3, 3), 2, "VALID"),
-      ),
-      _chain(
-        x,
-        ("branch7x7x3_1", 192),
-        ("branch7x7x3_2", 192, (1, 7)),
-        ("branch7x7x3_3", 192, (7, 1)),
-        ("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
-      ),
-      _max_pool(x),
-    )
+def _mixed_c(width):
+  return (
+    (("branch1x1", 192),),
+    (
+      ("branch7x7_1", width),
+      ("branch7x7_2", width, (1, 7)),
+      ("branch7x7_3", 192, (7, 1)),
+    ),
+    (
+      ("branch7x7dbl_1", width),
+      ("branch7x7dbl_2", width, (7, 1)),
+      ("branch7x7dbl_3", width, (1, 7)),
+      ("branch7x7dbl_4", width, (7, 1)),
+      ("branch7x7dbl_5", 192, (1, 7)),
+    ),
+  )
 
 
 class _MixedE(nn.Module):
+  """The last two blocks, whose branches fork."""
+
   max_pool: bool
 
   @nn.compact
@@ -207,7 +183,7 @@ class _MixedE(nn.Module):
       pooled = _conv(_max_pool(x, stride=1), "branch_pool", 192)
     else:
       pooled = _pooled_branch(x, 192)
-    return _join(
+    branches = (
       _conv(x, "branch1x1", 320),
       _conv(once, "branch3x3_2a", 384, (1, 3)),
       _conv(once, "branch3x3_2b", 384, (3, 1)),
@@ -215,10 +191,11 @@ class _MixedE(nn.Module):
       _conv(twice, "branch3x3dbl_3b", 384, (3, 1)),
       pooled,
     )
+    return jnp.concatenate(branches, axis=-1)
 
 
 class Inception(nn.Module):
-  """The network on images that are prepared, see `Protocol`.
+  """The network, on images prepared by a `Protocol`.
 
   Attributes:
     logit_bias: add the last layer's bias to the logits.
@@ -228,14 +205,7 @@ class Inception(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """Return features and logits.
-
-    Args:
-      x: [B, 299, 299, 3] in about [-1, 1].
-
-    Returns:
-      Outputs.
-    """
+    """Return the Outputs of x [B, 299, 299, 3], in about [-1, 1]."""
     assert x.shape[1:] == (SIZE, SIZE, 3), x.shape
     x = _chain(
       x,
@@ -247,12 +217,13 @@ class Inception(nn.Module):
     x = _conv(x, "Conv2d_3b_1x1", 80)
     x = _max_pool(_conv(x, "Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"))
     for name, pool_features in (("5b", 32), ("5c", 64), ("5d", 64)):
-      x = _MixedA(pool_features, name=f"Mixed_{name}")(x)
-    x = _MixedB(name="Mixed_6a")(x)
+      x, _ = _Mixed(_MIXED_A, pool_features, name=f"Mixed_{name}")(x)
+    x, _ = _Mixed(_MIXED_B, name="Mixed_6a")(x)
     first = {}
     for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
-      x, first[name] = _MixedC(width, name=f"Mixed_{name}")(x)
-    x = _MixedD(name="Mixed_7a")(x)
+      block = _Mixed(_mixed_c(width), 192, name=f"Mixed_{name}")
+      x, first[name] = block(x)
+    x, _ = _Mixed(_MIXED_D, name="Mixed_7a")(x)
     x = _MixedE(max_pool=False, name="Mixed_7b")(x)
     x = _MixedE(max_pool=True, name="Mixed_7c")(x)
     features = x.mean(axis=(1, 2))
@@ -268,12 +239,12 @@ class Inception(nn.Module):
 
 
 def _asymmetric(size):
-  """TensorFlow 1: output pixel i looks at i * scale."""
+  """TensorFlow 1: output pixel i samples at i * scale."""
   return np.arange(SIZE, dtype=np.float32) * (np.float32(size) / SIZE)
 
 
 def _half_pixel(size):
-  """PyTorch, align_corners=False: the centres of pixels are aligned."""
+  """PyTorch, align_corners=False: pixel centres are aligned."""
   scale = np.float32(size) / np.float32(SIZE)
   centres = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)
   return np.maximum(centres * scale - np.float32(0.5), np.float32(0))
@@ -290,14 +261,14 @@ def _resize_axis(x, axis, positions):
 
 
 class Protocol(NamedTuple):
-  """How images become the network's input, and which logits IS takes.
+  """How images become the network's input, and which logits IS uses.
 
   Attributes:
-    name: goes with every result.
-    positions: size -> [299] where each output pixel looks in the input. Rounded
-      to float32 as in the original, or the result would be another.
-    scale: v in [0, 255], before resizing.
-    finish: what is done after it, to about [-1, 1].
+    name: recorded with every result.
+    positions: size -> [299] sampling positions in the input, rounded to float32
+      exactly as in the original.
+    scale: map of v in [0, 255] before resizing.
+    finish: map after resizing, to about [-1, 1].
     logit_bias: see `Inception`.
   """
 
@@ -314,13 +285,10 @@ class Protocol(NamedTuple):
     return x
 
   def prepare(self, images):
-    """Return the network's input.
+    """Return the network's input, [B, 299, 299, 3] float32.
 
     Args:
       images: [B, H, W, 3] uint8.
-
-    Returns:
-      [B, 299, 299, 3] float32.
     """
     assert images.dtype == jnp.uint8, images.dtype
     return self.finish(self.resize(self.scale(images.astype(jnp.float32))))
@@ -350,10 +318,7 @@ PROTOCOLS = {
 
 @functools.cache
 def scorer(protocol):
-  """Return the network by a protocol, as a scorer of `metrics.extract`.
-
-  Args:
-    protocol: name of one of PROTOCOLS.
+  """Return a scorer for `metrics.extract` by the protocol of this name.
 
   Returns:
     (params, images [B, H, W, 3] uint8) -> (features [B, 2048], probabilities

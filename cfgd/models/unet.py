@@ -1,7 +1,7 @@
-"""The U-Net of ADM (Dhariwal & Nichol, arXiv:2105.05233), sized by numbers.
+"""The U-Net of ADM (Dhariwal & Nichol, arXiv:2105.05233).
 
-The paper's networks are this one at 192 and 256 channels, with one more row in
-the label embedding: the null label of the unconditional model.
+The paper's networks have 192 and 256 channels, and one more row in the label
+embedding: the null label of the unconditional model.
 """
 
 import functools
@@ -16,22 +16,22 @@ from cfgd.models import blocks
 
 
 class Encoder(nn.Module, kw_only=True):
-  """What the U-Net and the classifier share: the way down and the middle.
+  """The downward path and the middle, shared by U-Net and classifier.
 
-  A base class and not a module of its own, so that the parameters lie where
-  published weights have them.
+  A base class, not a submodule, so that parameters have the paths of published
+  weights.
 
   Attributes:
     model_channels: channels of the first level.
     channel_mult: channels of each level as multiples of model_channels.
-    num_res_blocks: residual blocks per level on the way down.
+    num_res_blocks: residual blocks per level of the downward path.
     attention_resolutions: heights in pixels of the levels with attention.
     num_head_channels: channels of a head.
     new_attention_order: see `blocks.AttentionBlock`.
     dropout: in the residual blocks.
     dtype: of matmuls and convolutions; parameters are float32.
-    remat: compute each block's activations again in the backward pass in place
-      of keeping them: less memory, a third more work.
+    remat: recompute each block's activations in the backward pass: less memory,
+      a third more work.
   """
 
   model_channels: int
@@ -46,8 +46,8 @@ class Encoder(nn.Module, kw_only=True):
 
   def embed_time(self, time):
     """Return the [B, 4 model_channels] float32 embedding of time."""
-    # Float32 whatever `dtype` is: it costs nothing here, and neighbouring times
-    # differ in the last digits.
+    # Always float32: it costs little here, and neighbouring times differ only
+    # in the last digits.
     make = functools.partial(
       blocks.dense, 4 * self.model_channels, dtype=jnp.float32
     )
@@ -55,15 +55,9 @@ class Encoder(nn.Module, kw_only=True):
     return make(name="time_embed_2")(nn.silu(make(name="time_embed_0")(h)))
 
   def encode(self, z, embedding, dropout_keys):
-    """Run the way down and the middle.
+    """Run the downward path and the middle.
 
-    Args:
-      z: [B, H, W, C]; H and W must halve evenly once per level.
-      embedding: [B, 4 model_channels].
-      dropout_keys: [B] random keys; None switches dropout off.
-
-    Returns:
-      (the middle's result, [results of the blocks before it]), of `dtype`.
+    Returns (the middle's output, [outputs of the blocks before it]).
     """
     h = z.astype(self.dtype)
     width = int(self.channel_mult[0] * self.model_channels)
@@ -76,7 +70,7 @@ class Encoder(nn.Module, kw_only=True):
     return h, skips
 
   def _down(self, h, skips, embedding, dropout_keys):
-    """Run the way down; append each block's result to skips."""
+    """Run the downward path; append each block's output to skips."""
     last = len(self.channel_mult) - 1
     index = 1
     for level, mult in enumerate(self.channel_mult):
@@ -96,44 +90,41 @@ class Encoder(nn.Module, kw_only=True):
     return h
 
   def res(self, name, features, dropout_keys, resample="none"):
-    """Make a residual block, a function of (x, embedding)."""
+    """Return a residual block as a function of (h, embedding)."""
     kind = nn.remat(blocks.ResBlock) if self.remat else blocks.ResBlock
     block = kind(features, resample, self.dropout, self.dtype, name=name)
     keys = dropout_keys
     if keys is not None:
-      # A different mask in each block, named by its place, not by call order.
+      # Masks differ between blocks by their names, not by call order.
       place = zlib.crc32(name.encode())
       keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
     return lambda h, embedding: block(h, embedding, keys)
 
   def attention(self, name, features):
-    """Make an attention block."""
+    """Return an attention block."""
     kind = blocks.AttentionBlock
     kind = nn.remat(kind) if self.remat else kind
     heads = self.heads_of(features)
     return kind(heads, self.new_attention_order, self.dtype, name=name)
 
   def heads_of(self, features):
-    """Return the number of heads that a block of so many channels has."""
+    """Return the number of heads of a block with this many channels."""
     assert self.num_head_channels > 0, self.num_head_channels
-    assert features % self.num_head_channels == 0, (
-      features,
-      self.num_head_channels,
-    )
-    return features // self.num_head_channels
+    heads, rest = divmod(features, self.num_head_channels)
+    assert not rest, (features, self.num_head_channels)
+    return heads
 
 
 class UNet(Encoder, kw_only=True):
   """Predict noise from (z, time, label).
 
-  The way up has one residual block per level more than the way down.
+  The upward path has one more residual block per level than the downward one.
 
   Attributes:
-    num_heads: heads of each attention block, used if num_head_channels is 0.
-    num_labels: rows of the label embedding, null label included; 0 makes a
+    num_heads: heads of each attention block if num_head_channels is 0.
+    num_labels: rows of the label embedding, including the null label; 0 for a
       network without labels.
-    out_channels: channels of the result; twice z's where the network predicts
-      its variance too.
+    out_channels: twice z's channels if the network predicts its variance, too.
   """
 
   num_heads: int
@@ -147,7 +138,7 @@ class UNet(Encoder, kw_only=True):
     Args:
       z: [B, H, W, C]; H and W must halve evenly once per level.
       time: [B] float on the scale 0 to 1000.
-      label: [B] int below num_labels; not read if that is 0.
+      label: [B] int below num_labels; ignored if that is 0.
       dropout_keys: [B] random keys; None switches dropout off.
 
     Returns:
@@ -171,7 +162,7 @@ class UNet(Encoder, kw_only=True):
     return h.astype(jnp.float32)
 
   def _up(self, h, skips, embedding, dropout_keys):
-    """Run the way up; consume the skips from the end."""
+    """Run the upward path; consume the skips from the end."""
     index = 0
     for level, mult in reversed(list(enumerate(self.channel_mult))):
       width = int(mult * self.model_channels)

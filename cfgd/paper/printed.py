@@ -69,10 +69,49 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A table of the paper."""
+  """A table of the paper; a report shows it beside a sweep's own numbers."""
 
   title: str
   rows: tuple[Row, ...]
+  source: str = "paper"
+
+  def find(self, cell, result=None):
+    """Return the metrics printed for the settings of a cell.
+
+    {} if there are none, as for other ways of guiding. A p_uncond that the
+    paper does not state matches any; a result's sampler and v must match too.
+    """
+    if cell.variant or (result and result.sampler != "ancestral"):
+      return {}
+    for row in self.rows:
+      if (
+        row.p_uncond in (None, cell.p_uncond)
+        and (row.T, row.w) == (cell.T, cell.w)
+        and (not result or row.v == result.v)
+      ):
+        return row.metrics
+    return {}
+
+  def curves(self, axis, fixed, distance, score):
+    """Return one `plots.Curve` for each value of an axis.
+
+    Args:
+      axis: "p_uncond" or "T".
+      fixed: values of other axes; what the paper does not state matches.
+      distance: metric that is better when lower.
+      score: metric that is better when higher.
+    """
+    lines = {}
+    for row in self.rows:
+      agrees = all(getattr(row, k) in (None, v) for k, v in fixed.items())
+      value = getattr(row, axis)
+      if agrees and value is not None and {distance, score} <= {*row.metrics}:
+        point = row.w, row.metrics[score], row.metrics[distance]
+        lines.setdefault(f"{axis} = {value:g}", []).append(point)
+    return [
+      plots.Curve(label, np.array(sorted(points)), source=self.source)
+      for label, points in lines.items()
+    ]
 
 
 def _rows(printed, columns):
@@ -111,49 +150,3 @@ def table(name):
       f"sweep.paper={name!r}: must be '' or one of {tuple(TABLES)}"
     )
   return TABLES[name] if name else None
-
-
-def find(rows, cell, result=None):
-  """Return the metrics printed for the settings of a cell.
-
-  Args:
-    rows: of a table. A p_uncond that the paper does not state matches any.
-    cell: `sweep.grid.Cell`.
-    result: of the cell, if there is one; its sampler and v must match too.
-
-  Returns:
-    {} where the paper has no such row, as for other ways of guiding.
-  """
-  if cell.variant or (result and result.sampler != "ancestral"):
-    return {}
-  for row in rows:
-    if (
-      row.p_uncond in (None, cell.p_uncond)
-      and (row.T, row.w) == (cell.T, cell.w)
-      and (not result or row.v == result.v)
-    ):
-      return row.metrics
-  return {}
-
-
-def curves(rows, axis, fixed, distance, score):
-  """Return a `plots.Curve` of the printed numbers for each value of an axis.
-
-  Args:
-    rows: of a table.
-    axis: "p_uncond" or "T".
-    fixed: values of other axes; what the paper does not state matches.
-    distance: metric that is better when lower.
-    score: metric that is better when higher.
-  """
-  lines = {}
-  for row in rows:
-    agrees = all(getattr(row, k) in (None, v) for k, v in fixed.items())
-    value = getattr(row, axis)
-    if agrees and value is not None and {distance, score} <= {*row.metrics}:
-      point = row.w, row.metrics[score], row.metrics[distance]
-      lines.setdefault(f"{axis} = {value:g}", []).append(point)
-  return [
-    plots.Curve(label, np.array(sorted(points)), source="paper")
-    for label, points in lines.items()
-  ]

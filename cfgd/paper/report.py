@@ -23,9 +23,10 @@ _REMARKS = {
   "frontier_p_uncond": "In the form of the paper's Figure 4.",
   "frontier_T": "In the form of the paper's Figure 5.",
 }
+_STATISTIC = "statistic, and where it has to be"
 _COLUMNS = (
-  *("claim", "who says so", "statistic, and where it has to be"),
-  *("each seed", "mean and interval", "p", "p (Holm)", "verdict"),
+  *("claim", "who says so", _STATISTIC, "each seed", "mean and interval"),
+  *("p", "p (Holm)", "verdict"),
 )
 _PRIMARY = (
   "The paper's main claims. Their p-values are corrected for each other by "
@@ -85,19 +86,11 @@ def add(summary, table, epochs):
     table: the paper's table to compare with; None for none.
     epochs: how often training saw each image; None if unknown.
   """
-  beside, sections = None, []
-  if table:
-    metrics = {"distance": summary.distance, "score": summary.score}
-    beside = summary_lib.Beside(
-      source="paper",
-      title=table.title,
-      find=functools.partial(printed.find, table.rows),
-      curves=functools.partial(printed.curves, table.rows, **metrics),
-    )
+  sections = []
   if summary.config.sweep.seeds and summary.results:
     sections.append(_claims(summary, epochs))
   return dataclasses.replace(
-    summary, beside=beside, remarks=_REMARKS, sections=sections
+    summary, beside=table, remarks=_REMARKS, sections=sections
   )
 
 
@@ -132,16 +125,18 @@ def _row(claim, decision, confidence):
   wanted = f"above {claim.neutral:g}"
   if claim.alike is not None:
     wanted = "from {:.3g} to {:.3g}".format(*claim.range())
-  p = [decision.p] + [decision.corrected] * claim.primary
-  return [
-    claim.text,
-    claim.source,
-    f"{claim.statistic}; {wanted}",
-    ", ".join(f"{value:.3g}" for value in claim.values),
-    f"{mean:.3g} [{low:.3g}, {high:.3g}]",
-    *(f"{value:.2g}" for value in p),
-    decision.verdict,
-  ]
+  row = {
+    "claim": claim.text,
+    "who says so": claim.source,
+    _STATISTIC: f"{claim.statistic}; {wanted}",
+    "each seed": ", ".join(f"{value:.3g}" for value in claim.values),
+    "mean and interval": f"{mean:.3g} [{low:.3g}, {high:.3g}]",
+    "p": f"{decision.p:.2g}",
+    "verdict": decision.verdict,
+  }
+  if claim.primary:
+    row["p (Holm)"] = f"{decision.corrected:.2g}"
+  return row
 
 
 def _copies(summary, limits, epochs):

@@ -31,6 +31,7 @@ SCHEDULE = diffusion.Schedule(-20.0, 20.0)
 SAMPLERS = ("ancestral", "ddim")
 GUIDANCES = ("classifier-free", "classifier")
 
+_MEASURED = ("distance", "floor", "spread", "exact_spread")
 _SHAPE = (1, 1, 2)
 # Exact draws by rejection take too long above.
 _MAX_W = 100
@@ -253,10 +254,10 @@ def measure(mixture, label, w, *, num_steps, v, seed):
 
 
 def run(out, *, w, num_steps, v, num_samples, seed):
-  """Draw the figure and measure samples against the exact densities.
+  """Draw figure2.png, and measure samples against the exact densities.
 
   Args:
-    out: folder to write figure2.png and distances.json into.
+    out: folder of the figure and distances.json.
     w: guidance strengths, one column each.
     num_steps: T.
     v: variance interpolation of the ancestral sampler.
@@ -300,14 +301,9 @@ def _check(out, *, w, num_steps, v, num_samples, seed):
 
 def table(rows):
   """Return rows of `measure` as a Markdown table."""
-  names = ("distance", "floor", "spread", "exact_spread")
-  texts = [
-    [plots.both(row["w"]), row["sampler"], row["guidance"]]
-    + [row[name] for name in names]
-    for row in rows
-  ]
-  header = ("w", "sampler", "guidance", *names[:-1], "exact spread")
-  return blocks.Table(header, [texts]).markdown()
+  columns = ("w", "sampler", "guidance", *_MEASURED)
+  rows = [row | {"w": plots.both(row["w"])} for row in rows]
+  return blocks.Table(columns, [rows]).markdown()
 
 
 def draw_figure(measured, label):

@@ -201,15 +201,13 @@ def decide(claims, confidence):
   The error rate, 1 - confidence, is that of all primary claims together, and of
   each other claim.
   """
-  p = [claim.p_value() for claim in claims]
-  corrected = iter(
-    holm([k for k, claim in zip(p, claims, strict=True) if claim.primary])
-  )
+  corrected = iter(holm([k.p_value() for k in claims if k.primary]))
   decisions = []
-  for own, claim in zip(p, claims, strict=True):
+  for claim in claims:
+    p = claim.p_value()
     shared = next(corrected) if claim.primary else None
-    by = own if shared is None else shared
-    decisions.append(Decision(own, shared, claim.verdict(confidence, by)))
+    verdict = claim.verdict(confidence, shared if claim.primary else p)
+    decisions.append(Decision(p, shared, verdict))
   return decisions
 
 

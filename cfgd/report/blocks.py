@@ -1,6 +1,7 @@
 """The blocks of a page as Markdown and HTML, and tables as CSV too."""
 
 import base64
+from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import dataclasses
@@ -19,16 +20,16 @@ class Strong(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table of values: numbers, text, or None for an empty field.
+  """A table of numbers and text.
 
   Attributes:
     columns: their names.
-    groups: of rows; HTML draws a line above each group.
+    groups: of rows, {column: value}; HTML draws a line above each group.
     prose: whether the columns are text, aligned to the left.
   """
 
   columns: Sequence[str]
-  groups: Sequence[Sequence[Sequence[Any]]]
+  groups: Sequence[Sequence[Mapping[str, Any]]]
   prose: bool = False
 
   def csv(self):
@@ -37,14 +38,15 @@ class Table:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(self.columns)
     for rows in self.groups:
-      writer.writerows(rows)
+      writer.writerows(map(self._values, rows))
     return out.getvalue()
 
   def markdown(self):
     """Return the lines of a table with pipes."""
     rows = [map(escape, self.columns)]
     rows += [["---" if self.prose else "---:"] * len(self.columns)]
-    rows += [map(_markdown, row) for group in self.groups for row in group]
+    for group in self.groups:
+      rows += [map(_markdown, self._values(row)) for row in group]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
   def html(self):
@@ -53,9 +55,13 @@ class Table:
     kind = ' class="prose"' if self.prose else ""
     lines = [f"<table{kind}>", f"<thead><tr>{head}</tr></thead>"]
     for rows in self.groups:
-      body = [f"<tr>{''.join(map(_html, row))}</tr>" for row in rows]
+      body = ["".join(map(_html, self._values(row))) for row in rows]
+      body = [f"<tr>{values}</tr>" for values in body]
       lines += ["<tbody>", *body, "</tbody>"]
     return "\n".join([*lines, "</table>"])
+
+  def _values(self, row):
+    return [row.get(column) for column in self.columns]
 
 
 class Picture(NamedTuple):

@@ -90,19 +90,21 @@ def write(summary, directory):
 
 def _markdown(summary, drawn):
   sweep = summary.config.sweep
-  title, *notes = map(
-    blocks.escape, [sweep.title, *sweep.notes, _progress(summary)]
-  )
   curves = [blocks.Section("Curves", drawn)] if drawn else []
   sections = [*curves, *summary.sections, _cells(summary)]
-  parts = [f"# {title}", *notes, *(part.markdown() for part in sections)]
-  parts.append("Settings and provenance are in [report.html](report.html).")
+  parts = [
+    f"# {blocks.escape(sweep.title)}",
+    *map(blocks.escape, [*sweep.notes, _progress(summary)]),
+    *(section.markdown() for section in sections),
+    "Settings and provenance are in [report.html](report.html).",
+  ]
   return "\n\n".join(parts) + "\n"
 
 
 def _html(summary, drawn):
   curves = [picture for picture in drawn if picture.name != "samples"]
-  samples = [_grid(summary, r) for r in pictures.with_grids(summary)]
+  grids = [_grid(summary, r) for r in pictures.with_grids(summary)]
+  samples = [pictures.SAMPLES, *grids] if grids else []
   sections = [
     *([blocks.Section("Curves", curves)] if curves else []),
     *([blocks.Section("Samples", samples, "samples")] if samples else []),
@@ -144,37 +146,31 @@ def _distinct(values):
 
 def results_table(summary):
   """Return the Table of results.csv: a row for each cell and seed."""
-  results = sorted(summary.results, key=lambda r: summary_lib.order(r.cell))
-  published = _published(summary, [(r.cell, r) for r in results])
-  names, others = summary.metric_names, _names(published)
-  rows = [
-    [
-      *(cell.id, cell.seed, cell.p_uncond, cell.T, cell.variant, cell.w),
-      1 + cell.w,
-      *(getattr(result, name) for name in _FIELDS),
-      *(result.metrics.get(name) for name in names),
-      *(theirs.get(name) for name in others),
-    ]
-    for cell, result, theirs in published
-  ]
-  others = [f"{summary.beside.source}_{name}" for name in others]
-  columns = [*_AXES, *_FIELDS, *names, *others]
+  rows, theirs = [], {}
+  for result in sorted(
+    summary.results, key=lambda r: summary_lib.order(r.cell)
+  ):
+    cell = result.cell
+    published = {
+      f"{source}_{name}": value
+      for source, name, value in _published(summary, cell, result)
+    }
+    row = cell._asdict() | {"id": cell.id, "variant": cell.variant}
+    row |= {"s": 1 + cell.w} | {name: getattr(result, name) for name in _FIELDS}
+    rows.append(row | result.metrics | published)
+    theirs |= published
   if summary.real:
-    found = {"id": plots.REAL, "num_samples": summary.real["num_samples"]}
-    found = summary.real["metrics"] | found
-    rows.append([found.get(name) for name in columns])
+    about = {"id": plots.REAL, "num_samples": summary.real["num_samples"]}
+    rows.append(summary.real["metrics"] | about)
+  columns = [*_AXES, *_FIELDS, *summary.metric_names, *theirs]
   return blocks.Table(columns, [rows])
 
 
-def _published(summary, pairs):
-  """Return [(cell, result, {metric: published value})]."""
-  find = summary.beside.find if summary.beside else lambda *_: {}
-  return [(*pair, find(*pair)) for pair in pairs]
-
-
-def _names(rows):
-  """Return the metrics with a published value in some row."""
-  return list(dict.fromkeys(name for *_, theirs in rows for name in theirs))
+def _published(summary, cell, result):
+  """Return [(source, metric, published value)]."""
+  beside = summary.beside
+  found = beside.find(cell, result) if beside else {}
+  return [(beside.source, *item) for item in found.items()]
 
 
 def _cells(summary):
@@ -183,49 +179,36 @@ def _cells(summary):
 
 
 def _cell_table(summary):
-  found = {result.cell: result for result in summary.averages}
+  done = {result.cell: result for result in summary.averages}
   cells = {cell._replace(seed=None) for cell in summary.cells}
-  cells = sorted(cells, key=summary_lib.order)
-  published = _published(summary, [(cell, found.get(cell)) for cell in cells])
-  names, others = summary.metric_names, _names(published)
-  variant = any(cell.variant for cell in cells)
   groups = [
-    [_row(summary, names, others, variant, *row) for row in rows]
-    for _, rows in itertools.groupby(
-      published, lambda row: summary_lib.group(row[0])
+    [_row(summary, cell, done.get(cell)) for cell in members]
+    for _, members in itertools.groupby(
+      sorted(cells, key=summary_lib.order), summary_lib.group
     )
   ]
-  axes = ["p_uncond", "T", *(["variant"] if variant else []), "w"]
+  variant = ["variant"] if any(cell.variant for cell in cells) else []
+  axes, names = ["p_uncond", "T", *variant, "w"], summary.metric_names
+  known = {*axes, "variant", *names, "seconds"}
+  theirs = [k for rows in groups for row in rows for k in row if k not in known]
+  columns = [*axes, *names, *dict.fromkeys(theirs), "seconds"]
   if summary.real:
-    values = map(summary.real["metrics"].get, names)
-    after = [""] * (len(others) + 1)
-    groups.insert(0, [[plots.REAL, *[""] * (len(axes) - 1), *values, *after]])
-  others = [f"{summary.beside.source}'s {name}" for name in others]
-  return blocks.Table([*axes, *names, *others, "seconds"], groups)
+    groups.insert(0, [summary.real["metrics"] | {"p_uncond": plots.REAL}])
+  return blocks.Table(columns, groups)
 
 
-def _row(summary, names, others, variant, cell, result, theirs):
-  """Return a row of the table of cells as text."""
-  values = ["not run", *[""] * (len(names) - 1)]
-  if result:
-    values = [_value(summary, result, name) for name in names]
-  return [
-    *(f"{cell.p_uncond:g}", str(cell.T)),
-    *([cell.variant] if variant else []),
-    plots.both(cell.w),
-    *values,
-    *(_deviation(theirs.get(name), result, name) for name in others),
-    f"{result.seconds:.1f}" if result else "",
-  ]
-
-
-def _deviation(value, result, name):
-  """Return a published number as text, and by how much ours is above it."""
-  if value is None:
-    return ""
-  ours = result.metric(name) if result else math.nan
-  text = f"{value:.2f}"
-  return text + (f" ({ours - value:+.2f})" if math.isfinite(ours) else "")
+def _row(summary, cell, result):
+  """Return a row of the table of cells, {column: text}."""
+  row = {"p_uncond": f"{cell.p_uncond:g}", "T": cell.T}
+  row |= {"variant": cell.variant, "w": plots.both(cell.w)}
+  for source, name, value in _published(summary, cell, result):
+    ours = result.metric(name) if result else math.nan
+    more = f" ({ours - value:+.2f})" if math.isfinite(ours) else ""
+    row[f"{source}'s {name}"] = f"{value:.2f}{more}"
+  if not result:
+    return row | {summary.metric_names[0]: "not run"}
+  row |= {name: _value(summary, result, name) for name in summary.metric_names}
+  return row | {"seconds": f"{result.seconds:.1f}"}
 
 
 def _value(summary, result, name):

@@ -13,7 +13,7 @@ from cfgd.report import summary as summary_lib
 
 _MAX_GRIDS = 8
 
-_SAMPLES = "Samples from the same noise and labels at every w."
+SAMPLES = "Samples from the same noise and labels at every w."
 _NEIGHBOURS = (
   "Samples of the best cell, one per class; below each, the nearest training "
   "image and the nearest held-out image by squared difference."
@@ -33,7 +33,7 @@ def draw(summary):
     "frontier_p_uncond": _frontier(summary, "p_uncond", "T"),
     "frontier_T": _frontier(summary, "T", "p_uncond"),
     "over_w": _over_w(summary),
-    "samples": (_samples(summary), _SAMPLES),
+    "samples": (_samples(summary), SAMPLES),
     "neighbours": (_neighbours(summary), _NEIGHBOURS),
   }
   found = []
@@ -97,7 +97,8 @@ def _over_w(summary):
 def _beside(summary, axis, fixed):
   """Return published curves, and the sentence that explains them."""
   published = summary.beside
-  curves = published.curves(axis, fixed) if published else []
+  names = summary.distance, summary.score
+  curves = published.curves(axis, fixed, *names) if published else []
   caption = _BESIDE.format(published.source, published.title) if curves else ""
   return curves, caption
 

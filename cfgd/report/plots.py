@@ -42,8 +42,7 @@ class Curve(NamedTuple):
 
 def frontier_figure(curves, distance, score, title):
   """Plot distance over score; None if no point is finite."""
-  fig = figure.Figure((5.0, 4.2), layout="constrained")
-  return _draw(fig, [(1, 2)], curves, distance, score, title)
+  return _draw([(1, 2)], curves, distance, score, title)
 
 
 def over_w_figure(curves, distance, score, real):
@@ -51,8 +50,7 @@ def over_w_figure(curves, distance, score, real):
 
   The metrics of real images, {name: value}, become dotted lines.
   """
-  fig = figure.Figure((5.0, 4.2), layout="constrained")
-  return _draw(fig, [(0, 2), (0, 1)], curves, distance, score, "", real)
+  return _draw([(0, 2), (0, 1)], curves, distance, score, "", real)
 
 
 def panels_figure(images, titles, columns):
@@ -86,8 +84,9 @@ def _name(line):
   return ", ".join(filter(None, [line.source, line.label]))
 
 
-def _draw(fig, panels, curves, distance, score, title, real=None):
+def _draw(panels, curves, distance, score, title, real=None):
   """Draw all curves in each panel, given as two columns of their points."""
+  fig = figure.Figure((5.0, 4.2), layout="constrained")
   names = "guidance strength w (s = 1 + w)", score, distance
   for i, (x, y) in enumerate(panels):
     ax = fig.add_subplot(len(panels), 1, i + 1)

@@ -1,13 +1,11 @@
 """What a report shows: the results of a sweep, and what stands beside them."""
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
 import math
 from typing import Any
-from typing import NamedTuple
 
 import ml_collections
 
@@ -21,23 +19,6 @@ from cfgd.sweep import results as results_lib
 TEMPERATURES = {"score_scale": 1.0, "noise_scale": 1.0}
 
 
-class Beside(NamedTuple):
-  """Published numbers to compare with.
-
-  Attributes:
-    source: whose they are, such as "paper".
-    title: where it has them.
-    find: (cell, its Result or None) -> {metric: published value}.
-    curves: ("p_uncond" or "T", {the other axis: value}) -> one `plots.Curve`
-      for each value of the axis.
-  """
-
-  source: str
-  title: str
-  find: Callable[..., Mapping[str, float]]
-  curves: Callable[..., list[Any]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Summary:
   """The contents of a report.
@@ -48,7 +29,8 @@ class Summary:
     cells: all cells of the sweep.
     results: of those that are done, one for each seed.
     real: scores of held-out images, see `metrics.evaluate.held_out`.
-    beside: what to compare with, if anything.
+    beside: published numbers to compare with, such as `paper.printed.Table`;
+      None for none.
     remarks: sentences to add to the captions of pictures, by picture.
     sections: more sections, before that of the cells.
   """
@@ -57,7 +39,7 @@ class Summary:
   cells: Sequence[grid.Cell]
   results: Sequence[results_lib.Result]
   real: Mapping[str, Any] | None = None
-  beside: Beside | None = None
+  beside: Any = None
   remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
   sections: Sequence[blocks.Section] = ()
 

@@ -49,13 +49,9 @@ class Checkpointer:
     """Open or create `workdir`/checkpoints.
 
     Removes the leftovers of killed saves and sets aside damaged checkpoints
-    that are newer than the newest good one.
-
-    Args:
-      workdir: folder of the run.
-      keep: number of newest checkpoints to keep.
-      keep_every: keep multiples of this step forever; 0 disables.
-      keep_first: number of oldest checkpoints to keep forever.
+    that are newer than the newest good one. Of the others it keeps the `keep`
+    newest, the `keep_first` oldest and, unless it is 0, multiples of
+    `keep_every`.
     """
     self._workdir = workdir
     self._folder = _folder_of(workdir)
@@ -88,14 +84,10 @@ class Checkpointer:
     return good
 
   def save(self, state, meta):
-    """Save asynchronously; an error of the previous save is raised here.
+    """Save a TrainState asynchronously, with a dict of strings and numbers.
 
-    Args:
-      state: TrainState on device; it may be donated as soon as this returns.
-      meta: dict of strings and numbers.
-
-    Raises:
-      errors.RunError: a checkpoint could not be written.
+    Raises errors.RunError if the previous save failed. The state may be donated
+    as soon as this returns.
     """
     self._finish()
     # Host copies: several processes cannot save pmap's process-local arrays.
@@ -151,10 +143,7 @@ class Checkpointer:
 
     Args:
       like: TrainState of the wanted structure, shapes and dtypes.
-      meta: values that the checkpoint's `meta` must have where it has any.
-
-    Raises:
-      errors.UserError: the checkpoint belongs to another run.
+      meta: entries that the checkpoint's `meta` must have, if it has them.
     """
     step = self.newest_step()
     if step is None:
@@ -191,9 +180,7 @@ class Found(NamedTuple):
   """A checkpoint as `inspect` reports it.
 
   Attributes:
-    step: training step.
     size: in bytes; None if unknown.
-    meta: what it was saved with.
     fault: what is damaged, or None.
     state: "verified", or why it could not be verified.
   """
@@ -282,9 +269,7 @@ def inspect(workdir):
 def find_good(workdir, items=()):
   """Return the step of the newest undamaged checkpoint, or None.
 
-  Args:
-    workdir: folder of the run.
-    items: items to verify; () for all.
+  Verifies only `items` if they are given.
   """
   for step in reversed(steps(workdir)):
     path = _folder_of(workdir) / str(step)
@@ -298,13 +283,7 @@ def find_good(workdir, items=()):
 def find_step(workdir, step, field="sampling.checkpoint_step"):
   """Return `step` if it is saved; for -1 the newest undamaged one.
 
-  Args:
-    workdir: folder of the run.
-    step: a step, or -1.
-    field: config field that `step` comes from, for messages.
-
-  Raises:
-    errors.UserError: there is no such checkpoint.
+  `field` is the config field of `step`, for messages.
   """
   found = steps(workdir)
   newest = find_good(workdir, ("ema",)) if step == -1 else None
@@ -325,19 +304,13 @@ def find_step(workdir, step, field="sampling.checkpoint_step"):
 
 
 def read_params(workdir, step, like, weights):
-  """Read the parameters of one checkpoint without its optimizer state.
+  """Return the parameters of one checkpoint as NumPy arrays.
 
   Args:
     workdir: folder of the run.
     step: one of `steps`.
     like: tree of the wanted structure, shapes and dtypes.
     weights: "ema" or "raw".
-
-  Returns:
-    Tree of NumPy arrays.
-
-  Raises:
-    errors.RunError: the checkpoint is damaged.
   """
   path = _folder_of(workdir) / str(step)
   item = {"ema": "ema", "raw": "state"}[weights]

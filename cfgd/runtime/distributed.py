@@ -22,10 +22,8 @@ _MESSAGE_BYTES = 4096
 def initialize(*, join_seconds, peer_seconds):
   """Join the other processes, if `cluster` finds any; call once, first.
 
-  Args:
-    join_seconds: time to wait for all processes, before exiting with an error.
-    peer_seconds: silence after which a process counts as dead and ends the
-      others.
+  Exits with an error after `join_seconds`. A process that is silent for
+  `peer_seconds` counts as dead and ends the others.
   """
   arguments = cluster(os.environ)
   if arguments is None:
@@ -47,12 +45,6 @@ def cluster(environment):
   JAX_NUM_PROCESSES and JAX_PROCESS_ID, the last two falling back to Open MPI's
   and SLURM's variables; a SLURM or Open MPI job of several tasks; a TPU pod.
   JAX_NUM_PROCESSES=1 always means one process.
-
-  Args:
-    environment: mapping such as os.environ.
-
-  Raises:
-    errors.UserError: a variable is missing or malformed.
   """
   address = environment.get("JAX_COORDINATOR_ADDRESS") or environment.get(
     "COORDINATOR_ADDRESS"
@@ -148,11 +140,7 @@ def _exit_after(seconds, arguments):
 
 @contextlib.contextmanager
 def naming_memory(*fields):
-  """Raise errors.RunError naming fields to lower if device memory runs out.
-
-  Args:
-    *fields: such as "train.batch_size=256".
-  """
+  """Raise errors.RunError naming fields to lower if device memory runs out."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -183,17 +171,10 @@ def agree(value):
 
 
 def by_lead(work):
-  """Return process 0's work() in all processes.
+  """Return process 0's work(), a JSON value, in all processes.
 
-  If it fails, the others do not wait but raise the same error.
-
-  Args:
-    work: function without arguments whose value is JSON. No other process takes
-      part in it, so it must not wait for one.
-
-  Raises:
-    errors.UserError, errors.RunError: as work() did.
-    RuntimeError: work() raised another error, as it does in process 0.
+  No other process takes part in it, so it must not wait for one. If it fails,
+  all raise the same error; the others a RuntimeError unless it is of `errors`.
   """
   if jax.process_count() == 1:
     return work()

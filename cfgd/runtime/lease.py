@@ -36,9 +36,7 @@ class Busy(errors.RunError):
 
 @contextlib.contextmanager
 def hold(path, *, seconds, wait):
-  """Hold a lease during the work inside.
-
-  Among several processes the first one holds it for all.
+  """Hold a lease during the work inside; process 0 holds it for all.
 
   Args:
     path: path of the lease, without ".lease".
@@ -46,11 +44,7 @@ def hold(path, *, seconds, wait):
     wait: wait until the lease is free, instead of raising Busy.
 
   Yields:
-    A function that raises errors.RunError if the lease was lost because this
-    job did not renew it in time.
-
-  Raises:
-    Busy: another job, named in the message, holds it.
+    A function that raises errors.RunError if another job has taken it over.
   """
   if "://" in str(path):
     yield lambda: None

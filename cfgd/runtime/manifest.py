@@ -34,9 +34,7 @@ def write(folder, under):
 def fault(folder, under=()):
   """Return a few words about the first damaged file, None if there is none.
 
-  Args:
-    folder: folder with a manifest.
-    under: subfolders to verify; () for all.
+  Verifies only the subfolders `under` if they are given.
   """
   folder = epath.Path(folder)
   try:

@@ -35,8 +35,7 @@ _state = {"watch": None}
 def watch(seconds):
   """Watch the other processes; call once, after they have joined.
 
-  Args:
-    seconds: silence after which a process counts as gone.
+  A process that is silent for `seconds` counts as gone.
   """
   if not jax.distributed.is_initialized():
     return
@@ -58,12 +57,8 @@ def done():
 def fail(line, code):
   """Tell the others why this process ends, and exit without waiting for JAX.
 
-  If the reason is a lost connection, first wait for the process that caused it:
-  its reason, if it has left one, ends this process instead.
-
-  Args:
-    line: error message, which the caller prints itself.
-    code: exit code of all processes.
+  The caller prints `line` itself. If it is about a lost connection, first wait
+  for the process that caused that: its reason ends this process instead.
   """
   watch = _state["watch"]
   if not watch:

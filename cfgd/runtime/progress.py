@@ -11,14 +11,7 @@ class Progress:
   """Log how much of a task is done, its rate and the time left."""
 
   def __init__(self, task, total, unit="images", scale=1.0):
-    """Start the clock.
-
-    Args:
-      task: what is done, such as "Reading PATH".
-      total: amount to do.
-      unit: name of `scale` of what `add` counts.
-      scale: counts per unit, such as 1e9 bytes for "GB".
-    """
+    """Start the clock; `add` counts to `total`, logged in units of `scale`."""
     self._task, self._unit, self._scale = task, unit, scale
     self._total, self._done = total, 0
     self._start = self._logged = time.monotonic()

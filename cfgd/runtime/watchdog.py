@@ -13,11 +13,9 @@ class Watchdog:
   """End the process if `beat` is not called for too long."""
 
   def __init__(self, seconds, field):
-    """Start watching.
+    """Start watching for `seconds` without a beat, unless that is 0.
 
-    Args:
-      seconds: longest time between two beats; 0 disables the watchdog.
-      field: config field of `seconds`, for the message.
+    `field` is the config field of `seconds`, for the message.
     """
     self._seconds = seconds
     self._field = field

@@ -44,16 +44,17 @@ def write(folder, start, images, labels):
     np.savez(file, images=images, labels=labels)
 
 
-def read(folder, num_samples, chunk_size):
-  """Return (images [N, H, W, C] uint8, labels [N]) of a complete store."""
-  chunks = [
-    np.load(io.BytesIO(_path(folder, start, stop).read_bytes()))
-    for start, stop in ranges(num_samples, chunk_size)
-  ]
-  return tuple(
-    np.concatenate([chunk[name] for chunk in chunks])
+def assemble(folder, result, chunk_size):
+  """Write samples_N.npz, the result, of all chunks; return its images."""
+  num_samples = int(re.fullmatch(r"samples_(\d+)\.npz", result.name)[1])
+  chunks = ranges(num_samples, chunk_size)
+  images, labels = (
+    np.concatenate([_read_array(name, folder, *chunk) for chunk in chunks])
     for name in ("images", "labels")
   )
+  with files.open_atomic(result) as file:
+    np.savez(file, images, labels)
+  return images
 
 
 def complete(folder):

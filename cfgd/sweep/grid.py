@@ -230,7 +230,7 @@ def _settings(config, guide_config):
   fields = {
     **_model_settings(config),
     **identity.of_sampling(config),
-    **identity.flatten(metrics, "metrics."),
+    **identity.flatten({"metrics": metrics}),
   }
   if guide_config is not None and "sampling.second_dir" in fields:
     # Named by what it is: its path moves with the sweep.

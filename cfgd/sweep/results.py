@@ -10,7 +10,6 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from cfgd.runtime import files
 from cfgd.sweep import grid
 
 
@@ -78,11 +77,6 @@ _RECORDED = (
 def path(planned):
   """Return the file whose existence says that a cell is done."""
   return planned.folder / "metrics.json"
-
-
-def write(planned, result):
-  """Write the result of a cell."""
-  files.write_atomic(path(planned), result.to_json())
 
 
 def read(plan):

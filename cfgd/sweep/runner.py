@@ -35,9 +35,8 @@ def sweep(config, workdir, write_report, *, shard=(1, 1)):
   Args:
     config: ConfigDict of configs/base.py's fields.
     workdir: folder of the sweep: runs/, cells/, feature_net/ and the report.
-    write_report: (config, workdir, list of `grid.Planned`) -> None, writes
-      report.html from the results so far; called at most once a minute, and at
-      the end.
+    write_report: (config, workdir, plan) -> None, called at most once a minute
+      and at the end, to write report.html from the results so far.
     shard: (i, n) for the i-th of n jobs that divide the cells; i from 1.
 
   Returns:
@@ -61,11 +60,10 @@ def sweep(config, workdir, write_report, *, shard=(1, 1)):
   job.run(share)
   job.report()
   if job.failed:
+    failed = "; ".join(f"{cell}: {why}" for cell, why in job.failed.items())
     raise errors.RunError(
-      f"{len(job.failed)} of {len(share)} cells failed ("
-      + "; ".join(f"{cell}: {why}" for cell, why in job.failed.items())
-      + f"); see error.txt in {workdir / 'cells'}; run the same command to "
-      "retry them"
+      f"{len(job.failed)} of {len(share)} cells failed ({failed}); see "
+      f"error.txt in {workdir / 'cells'}; run the same command to retry them"
     )
   return workdir / "report.html"
 
@@ -216,7 +214,7 @@ def _sample_and_score(planned, start, training_seconds):
   for name, picture in pictures.items():
     if picture.exists():
       files.write_atomic(planned.folder / name, picture.read_bytes())
-  results.write(planned, result)
+  files.write_atomic(results.path(planned), result.to_json())
   (planned.folder / "error.txt").unlink(missing_ok=True)
 
 

@@ -184,8 +184,8 @@ def _log_save_show(run, state, number, in_flight, history, meta, stop):
   if stop and not last:
     run.checkpoints.close()
     preemption.end(
-      f"step {number} of {train.steps} is saved in {run.workdir}; the same "
-      "command resumes"
+      f"step {number} of {train.steps} is saved in {run.workdir}; run the same "
+      "command again to resume"
     )
   if show:
     run.monitor.beat(f"samples or accuracy at step {number}", _PATIENCE)

@@ -1,7 +1,7 @@
-"""Steps from dispatch to completion, and what they said.
+"""Training steps in flight, and the metrics of those that completed.
 
-JAX hands a step to the devices and returns at once, so what the host has
-dispatched says nothing about what was done.
+JAX dispatches a step and returns at once, so the host must ask which steps the
+devices have completed.
 """
 
 import collections
@@ -13,19 +13,18 @@ from cfgd.training import steps
 
 
 class InFlight:
-  """The steps that were handed to the devices and are not known to be done."""
+  """The steps that were dispatched and are not known to be complete."""
 
   def __init__(self, depth, *, done, record):
     """Start with none.
 
     Args:
-      depth: steps that may be in flight beside the newest. The host waits for
-        the oldest where there are more, so that the devices always have a next
-        step and the host does not run ahead of them.
-      done: called with each step's number as soon as it is known to be done.
+      depth: steps that may be in flight beside the newest. Beyond it the host
+        waits for the oldest, so that it stays ahead of the devices, but not
+        far ahead.
+      done: called with a step's number once the step is known to be complete.
       record: called with (number, metrics on the host) of each step in order,
-        `depth` steps later or when drained: at the same step in all processes,
-        however fast they are.
+        `depth` steps later or when drained: at the same step in all processes.
     """
     self._depth = depth
     self._done = done
@@ -34,19 +33,14 @@ class InFlight:
     self._newest_done = -1
 
   def add(self, number, metrics):
-    """Add a step that was dispatched; may wait for an earlier one.
-
-    Args:
-      number: of the step.
-      metrics: its results on the devices.
-    """
+    """Add a dispatched step and its metrics; may wait for an earlier one."""
     self._pending.append((number, metrics))
     while len(self._pending) > self._depth:
       self._wait()
     for number, metrics in self._pending:
       if not all(leaf.is_ready() for leaf in jax.tree.leaves(metrics)):
         break
-      self._say_done(number)
+      self._report_done(number)
 
   def drain(self):
     """Wait for all steps."""
@@ -56,24 +50,24 @@ class InFlight:
   def _wait(self):
     number, metrics = self._pending.popleft()
     metrics = jax.device_get(metrics)
-    self._say_done(number)
+    self._report_done(number)
     self._record(number, metrics)
 
-  def _say_done(self, number):
+  def _report_done(self, number):
     if number > self._newest_done:
       self._newest_done = number
       self._done(number)
 
 
 class History:
-  """What the steps since the last log said, and how many were skipped in a row.
+  """The metrics since the last log.
 
   Attributes:
-    skipped_in_a_row: steps up to the newest one that were all skipped.
+    skipped_in_a_row: number of consecutive skipped steps up to the newest.
   """
 
   def __init__(self, skipped_in_a_row=0):
-    """Start a window; after a resume the count of skipped steps continues."""
+    """Start a window; a resumed run continues the count of skipped steps."""
     self.skipped_in_a_row = skipped_in_a_row
     self._window = []
 
@@ -84,10 +78,10 @@ class History:
     self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
 
   def summarize(self):
-    """Return the scalars to log for the window, and start the next one.
+    """Return the scalars to log, and start the next window.
 
-    Means are over the steps that were taken. Where none was, there are none:
-    the number of skipped steps says why.
+    Means are over the steps that were taken; if all were skipped, there are no
+    means.
     """
     window, self._window = self._window, []
     taken = [metrics for metrics in window if metrics["finite"]]

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and how Adam and EMA change it."""
+"""The train state, and how Adam and the moving average update it."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Everything that a resumed run needs; no axis for devices.
+  """All that a resumed run needs, without a device axis.
 
   Attributes:
     step: [] int32, steps taken, skipped ones included: the place in the data.
@@ -38,23 +38,21 @@ def make_optimizer(
   decay,
   clip_norm=0.0,
 ):
-  """Make AdamW with linear warm-up and a constant or falling learning rate.
+  """Return AdamW with linear warm-up and a constant or decaying learning rate.
 
   Args:
     learning_rate: after the warm-up.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
-    weight_decay: times the learning rate, of all parameters; 0 is Adam.
+    weight_decay: decoupled, of all parameters; 0 is Adam.
     warmup_steps: steps from 0 to learning_rate.
     decay_steps: step at which the rate reaches 0; 0 keeps it constant.
-    decay: its way there, "cosine" or "linear".
-    clip_norm: largest norm of the whole gradient, to which a larger one is
-      scaled down before Adam sees it; 0 is no clipping.
+    decay: "cosine" or "linear".
+    clip_norm: global norm that gradients are clipped to; 0 is no clipping.
 
   Returns:
-    An optax.GradientTransformation. Its state is that of AdamW where nothing is
-    clipped.
+    An optax.GradientTransformation; without clipping its state is AdamW's.
   """
   after = {
     "cosine": optax.cosine_decay_schedule,
@@ -87,8 +85,8 @@ def create(params, optimizer):
 def ema_decay(step, *, decay, warmup):
   """Return the decay of the moving average at a step.
 
-  With warm-up min(decay, (1 + step) / (10 + step)), so that the random start is
-  soon forgotten in short runs.
+  With warm-up it is min(decay, (1 + step) / (10 + step)), so that short runs
+  forget the random initialization.
   """
   if not warmup:
     return decay
@@ -96,7 +94,7 @@ def ema_decay(step, *, decay, warmup):
 
 
 def update(state, grads, finite, optimizer, decay):
-  """Take one step, or none where the loss or a gradient is not finite.
+  """Take one step, or skip it where the loss or a gradient is not finite.
 
   Args:
     state: TrainState.

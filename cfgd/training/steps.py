@@ -17,16 +17,7 @@ def _keys(seed, step, rows):
 def _mean_and_gradient(loss, params, keys, batch, traced, microbatches):
   """Return ((mean loss, summed `measured`), gradient) of one device's rows.
 
-  The mean over equal microbatches of their means and gradients is the mean and
-  gradient of all rows, and in between the memory of one microbatch is enough.
-
-  Args:
-    loss: see `losses`.
-    params: network parameters.
-    keys: [B] random keys, one per row.
-    batch: leaves [B, ...].
-    traced: see `make_train_step`.
-    microbatches: that the rows are cut into; divides B.
+  Accumulated over equal microbatches, in the memory of one.
   """
 
   def mean_loss(params, keys, batch):
@@ -58,7 +49,7 @@ def _mean_and_gradient(loss, params, keys, batch, traced, microbatches):
 def make_train_step(
   loss, optimizer, *, seed, ema_decay, ema_warmup, microbatches=1
 ):
-  """Make one step over all devices: loss, gradient, Adam, EMA.
+  """Return the training step over all devices: loss, gradient, Adam, EMA.
 
   Args:
     loss: see `losses`.
@@ -66,16 +57,16 @@ def make_train_step(
     seed: of all randomness; an example's is named by (seed, step, row).
     ema_decay: of the moving average.
     ema_warmup: see `state.ema_decay`.
-    microbatches: equal parts of each device's rows that go through the network
-      one after the other; the step they add up to is the same.
+    microbatches: gradient accumulation over equal parts of each device's rows;
+      the step is the same.
 
   Returns:
-    pmapped (state, batch, traced) -> (state, metrics). The batch's leaves have
-    a leading axis of local devices, its "row" is each example's place in the
-    global batch; the state has no device axis and is donated; `traced` is a
+    pmapped (state, batch, traced) -> (state, metrics). Leaves of the batch have
+    a leading axis of local devices, and its "row" is each example's place in
+    the global batch. The state has no device axis and is donated. `traced` is a
     dict of scalars that do not recompile. Metrics are scalars over the global
-    batch: loss, grad_norm (before any clipping), finite (whether the step was
-    taken), skipped (in all), and `measured`, a dict of (sum of values, sum of
+    batch: loss, grad_norm (before clipping), finite (whether the step was
+    taken), skipped (total), and `measured`, a dict of (sum of values, sum of
     weights).
   """
 
@@ -108,7 +99,7 @@ def make_train_step(
 
 
 def make_eval_step(loss, *, seed):
-  """Make the loss and what it measures over this process's devices.
+  """Return the evaluation of a loss over this process's devices.
 
   Args:
     loss: see `losses`.
@@ -117,7 +108,7 @@ def make_eval_step(loss, *, seed):
   Returns:
     pmapped (params, batch, traced) -> {name: (sum of values, sum of weights)}
     with "loss" among the names. The batch is that of a training step, with
-    "weight" [D, B] float32: 0 for rows that only fill it up.
+    "weight" [D, B] float32, 0 for padding rows.
   """
 
   def step(params, batch, traced):
@@ -139,8 +130,7 @@ def make_eval_step(loss, *, seed):
 def weighted_means(measured, prefix=""):
   """Turn {name: (sum of values, sum of weights)} into {name: mean}.
 
-  Names without any weight, such as a noise level that no example had, are left
-  out.
+  Names without weight, such as a noise level without examples, are left out.
   """
   return {
     prefix + name: float(value / weight)

@@ -179,15 +179,6 @@ def test_a_state_dict_becomes_our_parameters(weights):
     assert leaf.flags.owndata
 
 
-def test_the_round_trip_is_bit_for_bit(weights):
-  shapes, _, state = weights
-  like = {key: list(weight.shape) for key, weight in state.items()}
-  params = guided_diffusion.to_flax(state, shapes, path="a.pt")
-  back = guided_diffusion.to_state_dict(params, like)
-  assert list(back) == list(state)
-  assert_same_bits(back, state)
-
-
 def test_an_attention_pool_is_converted():
   rng = np.random.default_rng(0)
   state = {
@@ -207,15 +198,15 @@ def test_an_attention_pool_is_converted():
     is_leaf=lambda node: isinstance(node, tuple),
   )
   params = guided_diffusion.to_flax(state, shapes, path="a.pt")
-  pool = params["out_2"]
-  np.testing.assert_array_equal(
-    pool["qkv_proj"]["kernel"], state["out.2.qkv_proj.weight"][:, :, 0].T
-  )
-  np.testing.assert_array_equal(
-    pool["positional_embedding"], state["out.2.positional_embedding"]
-  )
-  like = {key: weight.shape for key, weight in state.items()}
-  assert_same_bits(guided_diffusion.to_state_dict(params, like), state)
+  pool = {
+    "positional_embedding": state["out.2.positional_embedding"],
+    "qkv_proj": {"kernel": state["out.2.qkv_proj.weight"][:, :, 0].T},
+    "c_proj": {
+      "kernel": state["out.2.c_proj.weight"][:, :, 0].T,
+      "bias": state["out.2.c_proj.bias"],
+    },
+  }
+  assert_same_bits(params, {"out_2": pool})
 
 
 def conversion_fails(state, shapes, *parts):
@@ -264,17 +255,6 @@ def test_numbers_that_are_not_finite_are_told(weights, value):
   shapes, _, state = weights
   state["out.0.bias"][7] = value
   conversion_fails(state, shapes, "out.0.bias has 1 of 32 numbers")
-
-
-def test_a_state_dict_of_another_network_is_refused_too(weights):
-  _, params, state = weights
-  like = {key: weight.shape for key, weight in state.items()}
-  with pytest.raises(errors.UserError, match="1 unexpected"):
-    guided_diffusion.to_state_dict(
-      params, {key: like[key] for key in like if key != "out.0.bias"}
-    )
-  with pytest.raises(errors.UserError, match="weight has shape"):
-    guided_diffusion.to_state_dict(params, like | {"out.2.weight": (3, 32, 1)})
 
 
 def test_the_null_row_is_zero_and_last(weights):

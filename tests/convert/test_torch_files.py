@@ -33,7 +33,7 @@ def saved(weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize("new_format", [True, False])
-def test_a_file_goes_there_and_back_bit_for_bit(weights, tmp_path, new_format):
+def test_a_file_is_read_bit_for_bit(weights, tmp_path, new_format):
   shapes, params, state = weights
   path = save(
     tmp_path / "weights.pt",
@@ -44,13 +44,6 @@ def test_a_file_goes_there_and_back_bit_for_bit(weights, tmp_path, new_format):
   common.assert_same_bits(read, state)
   converted = guided_diffusion.to_flax(read, shapes, path=path)
   common.assert_same_bits(converted, params)
-  like = {key: weight.shape for key, weight in read.items()}
-  again = guided_diffusion.to_state_dict(converted, like)
-  back = save(tmp_path / "back.pt", tensors(again))
-  loaded = torch.load(back, weights_only=True)
-  assert list(loaded) == list(state)
-  for key, tensor in loaded.items():
-    assert tensor.numpy().tobytes() == state[key].tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

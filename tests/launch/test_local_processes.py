@@ -88,4 +88,4 @@ def test_a_signal_reaches_all_and_all_may_save(fakes, tmp_path):
   _, err = process.communicate(timeout=30)
   assert process.returncode == 75
   assert len(list(tmp_path.glob("saved-*"))) == 2
-  assert "the same command goes on from what is saved" in err
+  assert "run the same command again to resume" in err

@@ -151,7 +151,10 @@ def test_a_preempted_run_is_taken_up_on_a_new_slice(pod):
   ("answer", "words"),
   [
     ("w-0: ended with 2 | error: bad", "the run failed"),
-    ("w-0: ended with 75 | saved", "stopped; the same command goes on"),
+    (
+      "w-0: ended with 75 | saved",
+      "stopped; run the same command again to resume",
+    ),
   ],
 )
 def test_a_run_that_ended_otherwise_is_not_started_again(pod, answer, words):

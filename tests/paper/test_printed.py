@@ -43,7 +43,7 @@ def test_tables_equal_the_second_copy(name):
   ],
 )
 def test_rows_are_those_of_the_figures_captions(name, cell, fid, score):
-  found = printed.find(printed.table(name).rows, grid.Cell(*cell))
+  found = printed.table(name).find(grid.Cell(*cell))
   assert found == {"fid": fid, "is": score}
 
 
@@ -71,28 +71,28 @@ def test_the_best_rows_are_those_of_the_text():
 )
 def test_other_settings_have_no_printed_row(change):
   at = {"p_uncond": 0.1, "T": 256, "w": 0.1, "metrics": {}}
-  rows = printed.table(FIRST).rows
+  table = printed.table(FIRST)
   for options, has_a_row in ((at, True), (at | change, False)):
     result = made.make_result(**options)
-    assert bool(printed.find(rows, result.cell, result)) == has_a_row
+    assert bool(table.find(result.cell, result)) == has_a_row
 
 
 def test_curves_are_those_of_the_papers_figures():
-  first, second = (table.rows for table in printed.TABLES.values())
-  lines = printed.curves(first, "p_uncond", {"T": 256}, "fid", "is")
+  first, second = printed.TABLES.values()
+  lines = first.curves("p_uncond", {"T": 256}, "fid", "is")
   assert [k.label for k in lines] == [
     f"p_uncond = {p}" for p in (0.1, 0.2, 0.5)
   ]
   assert all(k.source == "paper" and len(k.points) == 14 for k in lines)
   assert lines[2].points[-1].tolist() == [4.0, 225.1, 21.48]
-  lines = printed.curves(second, "T", {"p_uncond": 0.1}, "fid", "is")
+  lines = second.curves("T", {"p_uncond": 0.1}, "fid", "is")
   assert [k.label for k in lines] == ["T = 128", "T = 256", "T = 1024"]
-  for rows, axis, fixed, distance in (
+  for table, axis, fixed, distance in (
     (second, "p_uncond", {"T": 256}, "fid"),
     (first, "p_uncond", {"T": 128}, "fid"),
     (first, "T", {"p_uncond": 0.1}, "fd_embedded"),
   ):
-    assert not printed.curves(rows, axis, fixed, distance, "is")
+    assert not table.curves(axis, fixed, distance, "is")
 
 
 def test_an_unknown_table_is_named():

@@ -14,7 +14,7 @@ from cfgd import validation
 from cfgd.runtime import checkpoint
 from cfgd.runtime import errors
 from cfgd.sampling import generate
-from cfgd.sampling import guide
+from cfgd.sampling import trained as trained_lib
 from cfgd.training import state as state_lib
 from configs import imagenet64_classifier
 from tests import conftest
@@ -219,13 +219,16 @@ def test_an_older_guiding_network_has_the_default_of_a_new_field(
   config = config.copy_and_resolve_references()
   config.sampling.guidance = "classifier"
   config.sampling.guide_dir = str(classifier)
-  before = guide.find(config, workdir).identity()
+  before = identity.claim_samples(
+    *trained_lib.find(config, workdir), write=False
+  )
   set_defaults(model_gate=0)
   with config.unlocked():
     config.model.gate = 1
-  found = guide.find(config, workdir)
-  assert found.config.model.gate == 0
-  assert found.identity() == before
+  model, guide = trained_lib.find(config, workdir)
+  assert guide.config.model.gate == 0
+  config.model.gate = 0
+  assert identity.claim_samples(model, guide, write=False) == before
 
 
 def test_generate_guides_away_from_an_earlier_checkpoint(trained):
@@ -260,7 +263,7 @@ def test_a_classifier_of_something_else_is_refused(
   config.sampling.guidance = "classifier"
   config.sampling.guide_dir = str(classifier)
   (tmp_path / "checkpoints/1").mkdir(parents=True)
-  monkeypatch.setattr(generate.checkpoint, "find_step", lambda *a, **k: 1)
+  monkeypatch.setattr(trained_lib.checkpoint, "find_step", lambda *a, **k: 1)
   with pytest.raises(errors.UserError, match=f"{classifier}.*{words}"):
     generate.generate(config, tmp_path)
 

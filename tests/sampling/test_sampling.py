@@ -22,6 +22,7 @@ from cfgd.sampling import draw as draw_lib
 from cfgd.sampling import generate
 from cfgd.sampling import sampler
 from cfgd.sampling import store
+from cfgd.sampling import trained as trained_lib
 from cfgd.training import loop
 from tests import conftest
 
@@ -148,9 +149,11 @@ def test_store_is_filled_by_chunks(tmp_path):
   store.write(tmp_path, 8, images[8:], np.arange(8, 10))
   store.write(tmp_path, 0, images[:4], np.arange(4))
   assert store.missing(tmp_path, 10, 4) == []
-  read, labels = store.read(tmp_path, 10, 4)
+  result = tmp_path / "samples_10.npz"
+  read = store.assemble(tmp_path, result, 4)
   np.testing.assert_array_equal(read, images)
-  np.testing.assert_array_equal(labels, np.arange(10))
+  np.testing.assert_array_equal(images_of(result)[0], images)
+  np.testing.assert_array_equal(images_of(result)[1], np.arange(10))
   assert not list(tmp_path.glob(".tmp*"))
 
 
@@ -276,7 +279,8 @@ def test_broken_weights_end_the_run_and_leave_no_samples(
   config.sampling.seed = 99
   with pytest.raises(errors.NonFiniteError, match=r"first: image 0.*w=0.3"):
     generate.generate(config, trained[1])
-  folder = generate.find(config, trained[1]).folder
+  found = trained_lib.find(config, trained[1])
+  folder = identity.claim_samples(*found, write=False)
   assert [path.name for path in folder.iterdir()] == ["settings.json"]
 
 
@@ -289,7 +293,7 @@ def test_fields_without_effect_name_no_folder(config, trained, monkeypatch):
     "warning",
     lambda text, *arguments: lines.append(text % arguments),
   )
-  monkeypatch.setattr(generate, "_checked_draw", None)
+  monkeypatch.setattr(trained_lib, "sampler", None)
   config.sampling.v, config.sampling.quantile = 0.7, 0.9
   assert generate.generate(config, trained[1]) == path
   assert len(lines) == 1
@@ -325,7 +329,7 @@ def test_a_run_goes_on_when_fields_are_added(trained, tmp_path, set_defaults):
   set_defaults(data_tint=0.0, model_gate=(1,), train_push="", sampling_spice=1)
   config = conftest.make_tiny()
   with pytest.MonkeyPatch.context() as patched:
-    patched.setattr(generate, "_checked_draw", None)
+    patched.setattr(trained_lib, "sampler", None)
     assert generate.generate(config, workdir) == path
   config.train.steps = 3
   loop.train(config, workdir)

@@ -315,7 +315,7 @@ def test_devices_that_hang_are_noticed_while_steps_are_dispatched(
   seen, hung, dispatched = threading.Event(), [], []
 
   def end(monitor):
-    hung.append((monitor._what, len(dispatched)))
+    hung.append((monitor._activity, len(dispatched)))
     monitor.close()
     seen.set()
 
