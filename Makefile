@@ -20,6 +20,9 @@ FASHION ?= $(or $(addprefix idx:,$(wildcard \
   /usr/share/datasets/fashion-mnist)),tfds:fashion_mnist)
 RESULTS = runs/results_$(SIZE)
 
+# In the order of tests/conftest.py: the longest files first.
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist=loadscope --no-loadscope-reorder
+
 .PHONY: demo results test test-all test-slow lint format clean
 
 demo: $(VENV)/installed
@@ -38,12 +41,12 @@ results: $(VENV)/installed
 	  $(RESULTS)/report.md > docs/results.md
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist=loadscope -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 test-all: test test-slow
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist=loadscope -m slow tests
+	$(PYTEST) -m slow tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -34,6 +34,22 @@ def pytest_configure(config):
   )
 
 
+# The longest first, so that the workers end together.
+_LONG = (
+  *("training/test_loop", "test_entry_points", "test_layouts"),
+  *("sweep/test_runner", "models/test_parity", "test_diffusion"),
+  *("training/test_importer", "sampling/test_sampling", "training/test_steps"),
+)
+
+
+def pytest_collection_modifyitems(items):
+  def place(item):
+    name = item.nodeid.partition(".py")[0].removeprefix("tests/")
+    return _LONG.index(name) if name in _LONG else len(_LONG)
+
+  items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def golden():
   """Return a function: name -> arrays of tests/golden (see its README)."""

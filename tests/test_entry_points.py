@@ -136,7 +136,7 @@ def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path, fail):
   fail("allow_other_archives", *command)
   assert not list((tmp_path / "data").iterdir())
   out, err = succeed(*command, "--allow_other_archives")
-  assert "6 of 6 images" in err
+  assert "Preparing 6 images" in err
   assert (pathlib.Path(out.strip()) / "dataset_info.json").exists()
 
 
