@@ -81,7 +81,7 @@ def run(main):
   """
   xla.set_options()
   _set_up_logging()
-  sys.excepthook = _without_closed_loops(sys.excepthook)
+  sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
   app.run(lambda argv: _guard(main, argv), flags_parser=_parse)
 
 
@@ -115,9 +115,9 @@ def _guard(main, argv):
 def _without_closed_loops(hook):
   """Drop the hundreds of errors that TensorStore prints after a failed save."""
 
-  def filtered(kind, error, trace):
-    if str(error) != "Event loop is closed":
-      hook(kind, error, trace)
+  def filtered(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      hook(unraisable)
 
   return filtered
 
