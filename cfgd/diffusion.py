@@ -431,7 +431,8 @@ class Sampler(NamedTuple):
   Attributes:
     sample: (predict, keys, z, label, logsnrs, **numbers) -> x.
     numbers: its keyword arguments that are settings of `sampling`.
-    uses_v: whether it reads the v of `predict`.
+    uses_v: whether it reads the v of `predict`; if not, `sampling.v` does not
+      name folders of samples.
     takes_score: whether it applies a classifier's guidance itself: it is given
       `score` and a `predict` without that guidance.
     evaluations: of `predict`, per log-SNR of the grid.
@@ -439,15 +440,13 @@ class Sampler(NamedTuple):
 
   sample: Callable
   numbers: tuple[str, ...] = ()
-  uses_v: bool = False
+  uses_v: bool = True
   takes_score: bool = False
   evaluations: int = 1
 
 
 SAMPLERS = {
-  "ancestral": Sampler(ancestral, numbers=("noise_scale",), uses_v=True),
-  "ancestral_mean_shift": Sampler(
-    ancestral_mean_shift, uses_v=True, takes_score=True
-  ),
-  "ddim": Sampler(ddim),
+  "ancestral": Sampler(ancestral, numbers=("noise_scale",)),
+  "ancestral_mean_shift": Sampler(ancestral_mean_shift, takes_score=True),
+  "ddim": Sampler(ddim, uses_v=False),
 }

@@ -178,9 +178,12 @@ def test_new_rows_are_swept_and_planned(extended):
     json.loads(path.read_text())
     for path in (workdir / "sweep").glob("cells/*/metrics.json")
   ]
-  cells = {(c["sampler"], c["w"]): c["metrics"]["fd_embedded"] for c in done}
-  assert len(done) == len(cells) == 4
-  assert cells["heun", 0.0] != cells["heun", 1.0] != cells["multistep", 1.0]
+  cells = {(cell["sampler"], cell["guidance"], cell["w"]) for cell in done}
+  assert cells == {
+    (sampler, "same_length", w)
+    for sampler in ("heun", "multistep")
+    for w in (0.0, 1.0)
+  }
   # At w = 0 the samples are those of the conditional model.
   folders = (workdir / "sweep").glob("runs/*/samples/*")
   assert {path.name.split("_T3")[0] for path in folders} == {

@@ -115,11 +115,16 @@ def _limiting_files(limit):
   return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def start_pair(name, workdir, overrides):
-  """Start two processes of two virtual devices each."""
+def free_port():
+  """Return a port of this machine that nobody uses."""
   with socket.socket() as server:
     server.bind(("localhost", 0))
-    address = f"localhost:{server.getsockname()[1]}"
+    return server.getsockname()[1]
+
+
+def start_pair(name, workdir, overrides):
+  """Start two processes of two virtual devices each."""
+  address = f"localhost:{free_port()}"
   return [
     Job(
       *(name, workdir, overrides, f"--peer_seconds={PEER_SECONDS}"),

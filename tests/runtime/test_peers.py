@@ -10,7 +10,7 @@ import pytest
 
 from cfgd.runtime import errors
 from cfgd.runtime import peers
-from tests.faults import chaos
+from tests.faults import jobs
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROLES = """
@@ -132,8 +132,8 @@ def test_process_0_stays_until_it_was_heard(three, clock):
 
 
 def test_two_processes_end_together():
-  port = chaos.free_port()
-  jobs = [
+  port = jobs.free_port()
+  pair = [
     subprocess.Popen(
       [sys.executable, "-c", f"import sys; sys.argv = [{role!r}]" + ROLES],
       cwd=ROOT,
@@ -148,8 +148,8 @@ def test_two_processes_end_together():
     )
     for process, role in enumerate(("fails", "waits"))
   ]
-  said = [job.communicate(timeout=60)[1].splitlines()[-1] for job in jobs]
-  assert [job.returncode for job in jobs] == [2, 2]
+  said = [job.communicate(timeout=60)[1].splitlines()[-1] for job in pair]
+  assert [job.returncode for job in pair] == [2, 2]
   assert said == [
     "error: data.source=x: broken",
     "error: process 0 ended: data.source=x: broken",
