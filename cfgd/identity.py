@@ -50,6 +50,8 @@ _FREE_SECTIONS = ("sampling", "metrics", "sweep")
 # Fields of `sampling` that change no image: how they are spread over calls and
 # files.
 _LAYOUT = ("batch_size", "chunk_size")
+# Fields of `sampling` that predictions depend on, whatever the sampler.
+_OF_PREDICT = (*methods.Strength._fields, "v", "rescale", "score_scale")
 # Recorded fields that say where checkpoints are and how many images there are.
 _PLACES = (
   *("sampling.num_samples", "sampling.checkpoint_step"),
@@ -262,10 +264,12 @@ def unused(config):
   sampling = config.sampling
   method = methods.METHODS[sampling.guidance]
   sampler = diffusion.SAMPLERS[sampling.sampler]
+  threshold = methods.THRESHOLDS[sampling.threshold]
   noisy = "noise_scale" not in sampler.numbers or sampling.noise_scale
+  of_samplers = _others(diffusion.SAMPLERS, sampling.sampler)
   rules = [
     ("sampling.threshold", _others(methods.THRESHOLDS, sampling.threshold)),
-    ("sampling.sampler", _others(diffusion.SAMPLERS, sampling.sampler)),
+    ("sampling.sampler", [k for k in of_samplers if k not in _OF_PREDICT]),
     ("sampling.sampler", () if sampler.uses_v else ("v", "v_from")),
     ("sampling.noise_scale", () if noisy else ("v", "v_from")),
     ("model.learn_sigma", () if config.model.learn_sigma else ("v_from",)),
@@ -276,16 +280,18 @@ def unused(config):
     ("sampling.guidance", _idle_with(method)),
   ]
   if not any(sampling[strength] for strength in method.strengths):
-    rules.append(("sampling.w", ("w_schedule", "interval")))
-  if not sampling.w:
+    rules.append(("sampling.w", ("w_schedule", "interval", "rescale")))
+  if "w" in method.strengths and not sampling.w:
     rules.append(("sampling.w", ("rescale",)))
   if not methods.METHODS[_reduced(sampling)].guide:
     zero = next(iter(method.at_zero), "w")
     rules.append((f"sampling.{zero}", ("guide_dir", "guide_step")))
+  used = {*sampler.numbers, *threshold.numbers}
   found = {}
   for because, names in rules:
     for name in names:
-      found.setdefault(name, because)
+      if name not in used:
+        found.setdefault(name, because)
   return found
 
 

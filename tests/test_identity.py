@@ -5,7 +5,9 @@ import json
 import pytest
 
 from cfgd import build
+from cfgd import diffusion
 from cfgd import identity
+from cfgd import methods
 from cfgd.runtime import errors
 from configs import embedded
 from tests.sampling import test_guided
@@ -120,6 +122,27 @@ def test_the_guiding_network_matters_where_it_guides():
   assert not idle(guidance="cfg+classifier", w=0.0, classifier_w=1.0)
   assert not idle(guidance="auto", w=1.0)
   assert not idle(guidance="classifier_null", w=0.0)
+
+
+def test_a_new_sampler_uses_what_it_names_and_takes_nothing_away(monkeypatch):
+  named = ("v", "w", "quantile", "rescale")
+  before = [identity.unused(at(threshold=k)) for k in ("clip", "dynamic")]
+  row = diffusion.Sampler(diffusion.ddim, numbers=named, uses_v=False)
+  monkeypatch.setitem(diffusion.SAMPLERS, "new", row)
+  after = [identity.unused(at(threshold=k)) for k in ("clip", "dynamic")]
+  assert after == before
+  assert not set(named) & set(identity.unused(at(sampler="new", w=0.0)))
+
+
+def test_rescale_goes_by_the_strength_of_the_method(monkeypatch):
+  row = methods.METHODS["cfg"]._replace(
+    strengths=("classifier_w",), at_zero={"classifier_w": "none"}
+  )
+  monkeypatch.setitem(methods.METHODS, "new", row)
+  config = at(guidance="new", w=0.0, classifier_w=1.0)
+  assert "rescale" not in identity.unused(config)
+  config.sampling.classifier_w = 0.0
+  assert "rescale" in identity.unused(config)
 
 
 def test_who_says_v():
