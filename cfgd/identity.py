@@ -357,6 +357,12 @@ def _recorded(flat):
   return {_RECORDED_AS.get(field, field): v for field, v in flat.items()}
 
 
+def recorded_name(name):
+  """Return the name that records have for a field of `sampling`."""
+  field = f"sampling.{name}"
+  return _RECORDED_AS.get(field, field).removeprefix("sampling.")
+
+
 def recorded_defaults():
   """Return `defaults` by the names that records have."""
   return _recorded(defaults())

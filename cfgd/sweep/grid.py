@@ -12,6 +12,7 @@ import ml_collections
 from cfgd import identity
 from cfgd import methods
 from cfgd import validation
+from cfgd.runtime import errors
 
 AXES = ("p_uncond", "T", "w")
 # Fields of `metrics` that affect no number: paths, and how images are batched.
@@ -53,7 +54,10 @@ class Cell(NamedTuple):
   @property
   def point(self):
     """Name shared by the cells that differ only in their seed."""
-    own = "".join(f"_{name}-{_text(value)}" for name, value in self.fields)
+    own = "".join(
+      f"_{identity.recorded_name(name)}-{_text(value)}"
+      for name, value in self.fields
+    )
     return f"p{self.p_uncond:g}_T{self.T}_w{self.w:g}{own}"
 
   @property
@@ -85,7 +89,9 @@ def cells(grids, sampling, seeds=()):
   """
   points = set()
   for axes in grids.values():
-    others = [name for name in sorted(axes) if name not in AXES]
+    # In the order of earlier folder names.
+    named = sorted(axes, key=identity.recorded_name)
+    others = [name for name in named if name not in AXES]
     names = (*AXES, *others)
     for p, t, w, *values in itertools.product(*(axes[name] for name in names)):
       fields = tuple(
@@ -130,8 +136,17 @@ def classifier_config(config):
     return None
   config = config.copy_and_resolve_references()
   changes = identity.flatten(config.sweep.classifier.to_dict())
+  for field, value in changes.items():
+    if field not in identity.defaults():
+      advice = identity.RENAMED.get(field, "see configs/base.py")
+      raise errors.UserError(
+        f"sweep.classifier.{field}={value!r}: no such field; {advice}"
+      )
   config.update_from_flattened_dict(changes)
-  config.sampling.update({"guidance": "none", "w": 0.0})
+  # It makes no samples, and what the cells set may need guidance.
+  config.sampling.update(
+    {"guidance": "none", "w": 0.0, "sampler": "ancestral", "rescale": 0.0}
+  )
   return config
 
 

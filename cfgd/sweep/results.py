@@ -81,11 +81,13 @@ def path(planned):
 
 def read(plan):
   """Return the results of the cells of a plan that are done."""
-  return [
-    Result.from_json(path(planned).read_text(), planned.folder)
+  found = [
+    (planned.cell, Result.from_json(path(planned).read_text(), planned.folder))
     for planned in plan
     if path(planned).exists()
   ]
+  # Older files have older names of fields.
+  return [dataclasses.replace(result, cell=cell) for cell, result in found]
 
 
 def average(results):

@@ -69,6 +69,26 @@ def test_files_with_fewer_and_with_other_keys_are_read():
   assert result.machine is None
 
 
+def test_cells_keep_their_folders_when_fields_are_renamed(tmp_path):
+  config = conftest.make_tiny()
+  config.sweep.grids = {
+    "auto": {
+      **{"p_uncond": (0.1,), "T": (3,), "w": (0.5,), "guidance": ("auto",)},
+      **{"guide_step": (1,), "interval": ((-2.0, 3.0),)},
+    }
+  }
+  (planned,) = grid.plan(config, tmp_path)
+  name = "p0.1_T3_w0.5_guidance-auto_interval--2,3_second_step-1"
+  assert planned.folder.name.startswith(f"{name}-")
+  fields = {"guidance": "auto", "interval": (-2.0, 3.0), "second_step": 1}
+  old = made.make_result(0.1, 3, 0.5, {"fd": 1.5}, fields=fields)
+  planned.folder.mkdir(parents=True)
+  results.path(planned).write_text(old.to_json())
+  (result,) = results.read([planned])
+  assert result.cell == planned.cell
+  assert result.cell.variant == "auto, interval -2,3, guide_step 1"
+
+
 def test_averages_and_spreads():
   found = make_results()
   rows = {row.cell.id: row for row in results.average(found)}

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from cfgd import validation
 from cfgd.metrics import evaluate
 from cfgd.paper import report
 from cfgd.runtime import errors
@@ -295,6 +296,23 @@ def test_a_classifier_that_trains_longer_is_another(tmp_path):
   after = folders(config, tmp_path)
   assert before[0] == after[0]  # unguided
   assert before[1] != after[1]
+
+
+def test_a_classifier_trains_whatever_the_sampler_of_its_cells(tmp_path):
+  config = small_sweep()
+  config.sweep.classifier = CLASSIFIER
+  axes = {"p_uncond": (0.1,), "T": (3,), "w": (0.5,)}
+  axes["guidance"] = ("classifier",)
+  config.sweep.grids = {"mean": axes | {"sampler": ("ancestral_mean_shift",)}}
+  (planned,) = grid.plan(config, tmp_path)
+  validation.validate(planned.guide_config, num_devices=1)
+
+
+def test_an_unknown_field_of_the_classifier_is_named(tmp_path):
+  config = small_sweep()
+  config.sweep.classifier = {"task": "classifier", "train": {"stepz": 3}}
+  with pytest.raises(errors.UserError, match=r"^sweep.classifier.train.stepz"):
+    grid.plan(config, tmp_path)
 
 
 def test_a_plan_has_the_classifier_of_the_cells_that_it_guides(tmp_path):
