@@ -354,7 +354,12 @@ def of_sampling(config):
 
 
 def _recorded(flat):
-  return {_RECORDED_AS.get(field, field): v for field, v in flat.items()}
+  flat = {_RECORDED_AS.get(field, field): v for field, v in flat.items()}
+  # A sampler that was a form of classifier guidance.
+  if flat.get("sampling.sampler") == "ancestral_mean_shift":
+    flat["sampling.sampler"] = "ancestral"
+    flat["sampling.classifier_form"] = "mean"
+  return flat
 
 
 def recorded_name(name):

@@ -215,3 +215,14 @@ def test_an_interval_of_integers_is_that_of_floats():
   assert identity.settings_digest(
     identity.of_sampling(config)
   ) == identity.settings_digest(as_floats)
+
+
+def test_samples_with_a_shifted_mean_are_recorded_as_a_form():
+  """As when this sampler was a form of classifier guidance."""
+  config = embedded.get_config()
+  config.sampling.update({"guidance": "classifier", "w": 1.0})
+  config.sampling.guide_dir = "runs/classifier"
+  config.sampling.sampler = "ancestral_mean_shift"
+  recorded = identity.of_sampling(config)
+  assert recorded["sampling.sampler"] == "ancestral"
+  assert recorded["sampling.classifier_form"] == "mean"
