@@ -433,20 +433,23 @@ class Sampler(NamedTuple):
     numbers: its keyword arguments that are settings of `sampling`.
     uses_v: whether it reads the v of `predict`; if not, `sampling.v` does not
       name folders of samples.
-    takes_score: whether it applies a classifier's guidance itself: it is given
-      `score` and a `predict` without that guidance.
+    without_score: of a sampler that applies a classifier's guidance itself,
+      being given `score` and a `predict` without that guidance: the sampler
+      with the same samples where no classifier guides; "" for all others.
     evaluations: of `predict`, per log-SNR of the grid.
   """
 
   sample: Callable
   numbers: tuple[str, ...] = ()
   uses_v: bool = True
-  takes_score: bool = False
+  without_score: str = ""
   evaluations: int = 1
 
 
 SAMPLERS = {
   "ancestral": Sampler(ancestral, numbers=("noise_scale",)),
-  "ancestral_mean_shift": Sampler(ancestral_mean_shift, takes_score=True),
+  "ancestral_mean_shift": Sampler(
+    ancestral_mean_shift, without_score="ancestral"
+  ),
   "ddim": Sampler(ddim, uses_v=False),
 }

@@ -344,7 +344,11 @@ def of_sampling(config):
   `_reduced`.
   """
   config = config.copy_and_resolve_references()
-  config.sampling.guidance = _reduced(config.sampling)
+  sampling = config.sampling
+  sampling.guidance = _reduced(sampling)
+  without_score = diffusion.SAMPLERS[sampling.sampler].without_score
+  if without_score and not methods.METHODS[sampling.guidance].score:
+    sampling.sampler = without_score
   config.sampling.interval = tuple(map(float, config.sampling.interval))
   idle = {*_LAYOUT, *unused(config)}
   plain = to_dict(config)["sampling"]

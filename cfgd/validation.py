@@ -16,8 +16,6 @@ from cfgd.runtime import errors
 _NUM_GROUPS = 32  # of GroupNorm in cfgd/models/blocks.py
 # Inception, or own:NAME, see `own_network`.
 _OWN_NETWORK = re.compile(r"own:([a-z0-9_]+)")
-# Sections of `sweep` with keys of their own.
-_OPEN = ("sweep.grids.", "sweep.classifier.", "sweep.figures.")
 
 
 def _require(config, field, holds, allowed, value=None):
@@ -38,11 +36,15 @@ def _that(holds, otherwise):
 
 
 def _at_least(low):
-  return _that(lambda value: low <= value < math.inf, f"must be at least {low}")
+  return _that(lambda value: low <= value, f"must be at least {low}")
 
 
 def _above(low):
-  return _that(lambda value: low < value < math.inf, f"must be above {low}")
+  return _that(lambda value: low < value, f"must be above {low}")
+
+
+def _factor(value):
+  return None if 0 <= value < math.inf else "must be a number of at least 0"
 
 
 def _between(low, high):
@@ -90,7 +92,6 @@ _FROM_0 = {
   "data": "crop",
   "optim": "warmup_steps weight_decay",
   "train": "sample_every keep_every keep_first watchdog_seconds",
-  "sampling": "classifier_w score_scale noise_scale",
 }
 
 
@@ -128,6 +129,9 @@ RULES = {
   "sampling.w_schedule": _row_of(methods.W_SCHEDULES),
   "sampling.interval": _each(int, float),
   "sampling.rescale": _between(0, 1),
+  "sampling.classifier_w": _factor,
+  "sampling.score_scale": _factor,
+  "sampling.noise_scale": _factor,
   "sampling.v": _between(0, 1),
   "sampling.v_from": _one_of("own", "config"),
   "sampling.threshold": _row_of(methods.THRESHOLDS),
@@ -180,15 +184,14 @@ def validate_generation(config, *, num_devices):
 
 
 def _validate_fields(config, sections=("",)):
-  """Check that all fields are known, and each by its rule."""
-  values, known = (
-    traverse_util.flatten_dict(config.to_dict(), sep="."),
-    identity.defaults(),
-  )
-  for field, value in values.items():
-    if field not in known and not field.startswith(_OPEN):
-      advice = identity.RENAMED.get(field, "see configs/base.py")
-      raise errors.UserError(f"{field}={value!r}: no such field; {advice}")
+  """Check that no field has an old name, and each field by its rule."""
+  values = traverse_util.flatten_dict(config.to_dict(), sep=".")
+  for field, advice in identity.RENAMED.items():
+    # Other fields that configs/base.py lacks are the user's own notes.
+    if field in values:
+      raise errors.UserError(
+        f"{field}={values[field]!r}: no such field; {advice}"
+      )
   for field, rule in RULES.items():
     if field.startswith(sections):
       wrong = rule(values[field])
@@ -336,7 +339,7 @@ def _validate_sampling(config):
   sampler = diffusion.SAMPLERS[sampling.sampler]
   require(
     "sampling.sampler",
-    not sampler.takes_score or methods.METHODS[sampling.guidance].score,
+    not sampler.without_score or methods.METHODS[sampling.guidance].score,
     f"needs guidance by a classifier, not {sampling.guidance!r}",
   )
   require(

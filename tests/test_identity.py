@@ -226,3 +226,5 @@ def test_samples_with_a_shifted_mean_are_recorded_as_a_form():
   recorded = identity.of_sampling(config)
   assert recorded["sampling.sampler"] == "ancestral"
   assert recorded["sampling.classifier_form"] == "mean"
+  config.sampling.w = 0.0
+  assert identity.of_sampling(config) == identity.of_sampling(at(w=0.0))

@@ -124,7 +124,6 @@ def test_bad_seeds_and_limits_are_refused(field, value, words):
     ("second_dir", r"no such field; use sampling\.guide_dir"),
     ("second_step", r"no such field; use sampling\.guide_step"),
     ("classifier_form", "sampler='ancestral_mean_shift'"),
-    ("guidence", r"no such field; see configs/base\.py"),
   ],
 )
 def test_fields_that_are_no_more_are_refused(field, words):
@@ -138,3 +137,10 @@ def test_fields_that_are_no_more_are_refused(field, words):
   config.sweep.grids.main[field] = ("x",)
   with pytest.raises(errors.UserError, match=rf"main\.{field}="):
     validation.validate_grids(config)
+
+
+def test_fields_of_ones_own_are_no_mistake():
+  config = embedded.get_config()
+  config.data.where_from = "a friend"
+  config.train.lease_seconds = float("inf")
+  validation.validate(config, num_devices=1)

@@ -69,7 +69,7 @@ def make_sampler(model, guide, choices, *, shape, null_label, two_passes):
       label,
       logsnrs,
       **{name: numbers[name] for name in sampler.numbers},
-      **({"score": score} if sampler.takes_score else {}),
+      **({"score": score} if sampler.without_score else {}),
     )
     # uint8 has no NaN: report here what the conversion would hide.
     finite = jnp.isfinite(x).all(axis=(1, 2, 3))
@@ -136,7 +136,7 @@ def _predict(networks, choices, numbers, schedule):
 
   denoise = at_its_strength(method.build)
   score = method.score and at_its_strength(method.score)
-  if score and not diffusion.SAMPLERS[choices.sampler].takes_score:
+  if score and not diffusion.SAMPLERS[choices.sampler].without_score:
     denoise = guidance.classifier_guidance(denoise, score)
   threshold = methods.THRESHOLDS[choices.threshold]
   predict = diffusion.predictor(

@@ -72,8 +72,8 @@ def _preview(config):
   sampling.guidance = methods.without_guide(sampling.guidance, p_uncond)
   if p_uncond in (0, 1):
     sampling.update(_UNGUIDED | {"w": -float(p_uncond)})
-  if diffusion.SAMPLERS[sampling.sampler].takes_score:
-    sampling.sampler = "ancestral"
+  without_score = diffusion.SAMPLERS[sampling.sampler].without_score
+  sampling.sampler = without_score or sampling.sampler
   return config
 
 
