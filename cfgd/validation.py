@@ -418,6 +418,7 @@ def validate_grids(config):
     for axis in ("p_uncond", "T", "w", *axes):
       field, values = f"sweep.grids.{name}.{axis}", axes.get(axis, ())
       require = functools.partial(_require, config, field, value=values)
+      require(axis != "seed", "is no axis; use sweep.seeds")
       require(
         axis == "p_uncond" or axis in sampling,
         identity.RENAMED.get(f"sampling.{axis}")

@@ -144,3 +144,10 @@ def test_fields_of_ones_own_are_no_mistake():
   config.data.where_from = "a friend"
   config.train.lease_seconds = float("inf")
   validation.validate(config, num_devices=1)
+
+
+def test_seeds_are_no_axis():
+  config = embedded.get_config()
+  config.sweep.grids.main["seed"] = (0, 1)
+  with pytest.raises(errors.UserError, match=r"main\.seed=.*use sweep\.seeds"):
+    validation.validate_grids(config)
