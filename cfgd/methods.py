@@ -1,13 +1,14 @@
 """What `sampling.guidance`, `w_schedule` and `threshold` may be: one row each.
 
 Validation, the planner, the sampler and the names of sample folders read these
-rows; nothing else knows a method by its name. A new guidance is a function from
+rows and know no method by its name. A new guidance is a function from
 `Networks` and `Strength` to a DenoiseFn, and a row of METHODS. Samplers are
 rows of `diffusion.SAMPLERS`.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import types
 from typing import Any
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ class Method(NamedTuple):
   null: bool = False
   strengths: tuple[str, ...] = ("w",)
   combines: bool = True
-  at_zero: Mapping[str, str] = {}
+  at_zero: Mapping[str, str] = types.MappingProxyType({})
   max_classes: int = 0
 
 

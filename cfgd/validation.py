@@ -359,8 +359,8 @@ def _validate_method(config):
     "sampling.guidance",
     not method.max_classes or classes <= method.max_classes,
     "makes a forward pass per class at every step, for at most "
-    f"{method.max_classes} classes; with data.num_classes={classes} use 'cfg', "
-    "which needs a null label",
+    f"{method.max_classes} classes; with data.num_classes={classes} use a "
+    "method that needs a null label instead",
   )
   require(
     "sampling.w",

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 from typing import Any
 
 from etils import epath
@@ -95,7 +96,7 @@ def average(results):
 
   Everything else is that of the first seed, but for the sum of `seconds`.
   """
-  by_point = lambda result: result.cell.point  # noqa: E731
+  by_point = operator.attrgetter("cell.point")
   groups = itertools.groupby(sorted(results, key=by_point), by_point)
   return [_average(list(group)) for _, group in groups]
 

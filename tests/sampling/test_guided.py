@@ -295,7 +295,12 @@ def test_the_mean_of_many_classes_is_refused(tiny):
   with pytest.raises(errors.UserError) as caught:
     validation.validate(tiny, num_devices=1)
   message = str(caught.value)
-  for words in ("sampling.guidance='marginal'", "at most 100", "=101", "'cfg'"):
+  for words in (
+    "sampling.guidance='marginal'",
+    "at most 100",
+    "=101",
+    "a null label",
+  ):
     assert words in message
   assert "\n" not in message
 
