@@ -1,17 +1,16 @@
-"""What a given quality costs: evaluations and seconds, for every sampler.
+"""What a given quality costs in network evaluations, for samplers and grids.
 
-  python -m benchmarks.quality --workdir=runs/quality --json=FILE
+  python -m benchmarks.quality --workdir=runs/quality --json=FILE --picture=FILE
 
-Trains the embedded model if the folder has none, then samples and scores it as
-the experiments do. The target is the quality of the ancestral sampler at the
-largest T with guidance everywhere, in its worst sampling seed. A sampler
-reaches it at the smallest T whose mean over the seeds is no worse. Every
-sampler is tried with every guidance interval at rising T until it reaches the
-target. Measurements are kept in the folder, so the same command resumes.
+Trains the embedded model with several seeds, then samples and scores every
+sampler on every log-SNR grid at each T and w with several sampling seeds, as
+the experiments do. Curves over w are compared by their best points, the lowest
+mean over all seeds; one is followed from the smallest w until its mean is half
+as high again as its lowest.
 
-Evaluations are forward passes per image, both branches counted. Seconds are
-those of the fastest seed, as the first one may include compilation; they depend
-on the machine, the evaluations do not.
+Intervals are Student's at 95% over the training seeds, each with its mean over
+the sampling seeds. Measurements are kept in the folder: the same command
+resumes, and one that asks for more measures what is missing.
 """
 
 import json
@@ -21,38 +20,50 @@ import time
 
 from absl import flags
 from etils import epath
+from matplotlib import figure
+from matplotlib import ticker
+from scipy import stats
 
 from benchmarks import machine
-from cfgd import validation
+from cfgd import diffusion
+from cfgd import identity
+from cfgd import methods
 from cfgd.metrics import evaluate
+from cfgd.report import plots
+from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.sampling import generate
 from cfgd.sweep import planner
 from cfgd.training import loop
 from experiments import launcher
 
-_EVERYWHERE = ()
-_INTERVALS = (_EVERYWHERE, (-4.0, 4.0), (-2.0, 6.0))
-_DISTANCE = "fd_embedded"
+_CONFIDENCE = 0.95
+_RISEN = 1.5
+_LONG = 64
+_REFERENCE = "ancestral/uniform_u"
+_PAIRS = [
+  f"{sampler}/{grid}"
+  for sampler, row in diffusion.SAMPLERS.items()
+  for grid, levels in methods.GRIDS.items()
+  if not row.without_score and not levels.timesteps
+]
 
 _CONFIG = launcher.define_config("embedded.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_STEPS = flags.DEFINE_list("T", [8, 16, 32, 64, 128, 256], "T to try.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.")
+_WHAT = flags.DEFINE_list("pairs", _PAIRS, "sampler/grid, ... to measure.")
+_STEPS = flags.DEFINE_list("T", [6, 8, 12, 16, 24, 32, 64, 256], "T to try.")
+_STRENGTHS = flags.DEFINE_list("w", [0, 0.1, 0.3, 0.5, 1, 2, 4], "w to try.")
+_MODELS = flags.DEFINE_integer("models", 3, "Training seeds.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds.", lower_bound=1)
+_LONG_SEEDS = flags.DEFINE_integer(
+  "long_seeds", 3, f"Sampling seeds where T >= {_LONG}.", lower_bound=1
+)
+_PICTURE = flags.DEFINE_string("picture", None, "PNG of distance over T.")
 flags.mark_flag_as_required("workdir")
 
 
-def at(config, sampler, interval, num_steps, seed):
-  """Return the config of one set of samples."""
-  config = config.copy_and_resolve_references()
-  config.sampling.update(
-    sampler=sampler, interval=interval, T=num_steps, seed=seed
-  )
-  return config
-
-
 class Measurements:
-  """Distances and seconds of sets of samples, kept in a file."""
+  """Scores of sets of samples, kept in a file."""
 
   def __init__(self, config, workdir):
     """Read the measurements that the folder has."""
@@ -62,88 +73,176 @@ class Measurements:
       json.loads(self._path.read_text()) if self._path.exists() else {}
     )
 
-  def measure(self, sampler, interval, num_steps, seed):
-    """Return {"distance", "seconds"}, sampling what is missing."""
-    config = at(self._config, sampler, interval, num_steps, seed)
-    checkpoint = self._config.train.steps
-    what = generate.settings(config, self._workdir, checkpoint, None)
-    key = generate.folder_of(self._workdir, what).name
-    key = f"{key}_{config.sampling.num_samples}"
+  def config(self, model, **sampling):
+    """Return the config of a training seed and settings of sampling."""
+    config = self._config.copy_and_resolve_references()
+    config.seed = model
+    config.sampling.update(sampling)
+    config.metrics.feature_dir = str(self._workdir / "feature_net")
+    return config
+
+  def measure(self, model, **sampling):
+    """Return the metrics of one set of samples, making what is missing."""
+    config = self.config(model, **sampling)
+    key = _key(config, sampling)
     if key not in self._known:
+      workdir = self._workdir / f"model{model}"
+      loop.train(config, workdir)
+      evaluate.prepare(config, workdir)
       start = time.perf_counter()
-      samples = generate.generate(config, self._workdir)
+      samples = generate.generate(config, workdir)
       seconds = time.perf_counter() - start
-      scored = evaluate.evaluate(config, self._workdir, samples)
-      self._known[key] = {
-        "distance": scored["metrics"][_DISTANCE],
-        "seconds": seconds,
-      }
+      scored = evaluate.evaluate(config, workdir, samples)
+      self._known[key] = scored["metrics"] | {"seconds": seconds}
       files.write_atomic(self._path, json.dumps(self._known, indent=2) + "\n")
     return self._known[key]
 
-  def row(self, sampler, interval, num_steps, seeds):
-    """Measure one sampler at one T; returns a row of the table."""
-    sets = [
-      self.measure(sampler, interval, num_steps, seed) for seed in range(seeds)
-    ]
-    distances = [one["distance"] for one in sets]
-    config = at(self._config, sampler, interval, num_steps, 0)
-    row = {
-      "sampler": sampler,
-      "interval": list(interval),
-      "T": num_steps,
-      "evaluations": planner.evaluations(config, 0.0),
-      "seconds": min(one["seconds"] for one in sets),
-      "distances": distances,
-      "mean": statistics.mean(distances),
-    }
-    print(_line(row), flush=True)
-    return row
+
+def _key(config, sampling):
+  """Name a set of samples, for readers and by all that it depends on."""
+  what = identity.of_sampling(config)
+  what |= identity.flatten(identity.of_model(config))
+  what |= {"train.steps": config.train.steps}
+  names = " ".join(f"{name}={value}" for name, value in sampling.items())
+  digest = identity.settings_digest(what)
+  return f"{names} model={config.seed} {digest}"
 
 
-def _line(row):
-  low, *high = row["interval"] or [-math.inf, math.inf]
+def _row(measurements, **sampling):
+  """Return the means over all seeds at one strength."""
+  seeds = _LONG_SEEDS.value if sampling["T"] >= _LONG else _SEEDS.value
+  sets = [
+    [measurements.measure(model, **sampling, seed=k) for k in range(seeds)]
+    for model in range(_MODELS.value)
+  ]
+  config = measurements.config(0, **sampling)
+  means = {
+    name: [statistics.mean(one[name] for one in own) for own in sets]
+    for name in (config.sweep.distance, config.sweep.score, "recall")
+  }
+  row = sampling | {
+    "evaluations": planner.evaluations(config, 0.0),
+    "models": len(sets),
+    "seeds": seeds,
+    "distances": means[config.sweep.distance],
+    "seconds": min(one["seconds"] for own in sets for one in own),
+  }
+  row |= {name: statistics.mean(values) for name, values in means.items()}
+  row["interval"] = _interval(row["distances"])
+  print(_text(row, config.sweep.distance), flush=True)
+  return row
+
+
+def _interval(values):
+  """Return Student's interval of the mean of a value per training seed."""
+  count, mean = len(values), statistics.mean(values)
+  if count < 2:
+    return [-math.inf, math.inf]
+  quantile = stats.t.ppf(0.5 + _CONFIDENCE / 2, count - 1)
+  half = quantile * statistics.stdev(values) / math.sqrt(count)
+  return [mean - half, mean + half]
+
+
+def _text(row, distance):
+  low, high = row["interval"]
   return (
-    f"{row['sampler']:12} {low:5g} to {high[0]:<5g} T={row['T']:<4} "
-    f"{row['evaluations']:4} evaluations {row['seconds']:7.1f} s  {_DISTANCE} "
-    f"{row['mean']:.2f} ({min(row['distances']):.2f} to "
-    f"{max(row['distances']):.2f})"
+    f"{row['sampler'] + '/' + row['grid']:24} T={row['T']:<4} w={row['w']:<4g} "
+    f"{row['evaluations']:4} evaluations  {distance} {row[distance]:6.2f} "
+    f"({low:.2f} to {high:.2f})  recall {row['recall']:.2f}  "
+    f"{row['models']}x{row['seeds']} seeds"
   )
 
 
-def search(measurements, grid, seeds):
-  """Return (row that sets the target, all rows, rows that reach it)."""
-  goal = measurements.row("ancestral", _EVERYWHERE, grid[-1], seeds)
-  limit = max(goal["distances"])
-  rows, reached = [], []
-  for sampler in validation.SAMPLERS:
-    for interval in _INTERVALS:
-      for num_steps in grid:
-        row = measurements.row(sampler, interval, num_steps, seeds)
-        rows.append(row)
-        if row["mean"] <= limit:
-          reached.append(row)
-          break
-  return goal, rows, reached
+def best_of_curve(measurements, distance, strengths, **at):
+  """Return the row of the best w, the smallest w first."""
+  rows = []
+  for w in strengths:
+    rows.append(_row(measurements, **at, w=w))
+    lowest = min(row[distance] for row in rows)
+    if rows[-1][distance] > _RISEN * lowest:
+      break
+  return min(rows, key=lambda row: row[distance])
+
+
+def _beside(rows):
+  """Add to each row by how much it is above the reference, seed by seed."""
+  reference = max(
+    (row for row in rows if f"{row['sampler']}/{row['grid']}" == _REFERENCE),
+    key=lambda row: row["T"],
+    default=None,
+  )
+  for row in rows if reference else ():
+    pairs = zip(row["distances"], reference["distances"], strict=True)
+    more = [ours - theirs for ours, theirs in pairs]
+    row["above_reference"] = statistics.mean(more)
+    row["above_reference_interval"] = _interval(more)
+
+
+def _draw(rows, distance):
+  """Return a figure of the best distance over T, a line per pair."""
+  fig = figure.Figure((6.4, 4.6), layout="constrained")
+  ax = fig.subplots()
+  lines = {}
+  for row in rows:
+    lines.setdefault(f"{row['sampler']}, {row['grid']}", []).append(row)
+  for k, (label, own) in enumerate(lines.items()):
+    heights = [row[distance] for row in own]
+    bars = [row["interval"][1] - row[distance] for row in own]
+    bars = [bar if math.isfinite(bar) else 0 for bar in bars]
+    style = {"color": f"C{k % 10}", "marker": "osD^vPX"[k % 7], "ms": 4}
+    style["linestyle"] = "-" if label.startswith("ancestral") else "--"
+    steps = [row["T"] for row in own]
+    ax.errorbar(steps, heights, bars, label=label, elinewidth=0.8, **style)
+  ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="T, network evaluations per branch",
+    ylabel=f"{distance} at the best w",
+  )
+  ax.set_xticks(sorted({row["T"] for row in rows}))
+  for axis, subs in ((ax.xaxis, None), (ax.yaxis, (1, 2, 5))):
+    if subs:
+      axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
+  ax.xaxis.set_minor_locator(ticker.NullLocator())
+  ax.grid(color="#e8e8e8", linewidth=0.6)
+  ax.spines[["top", "right"]].set_visible(False)
+  fig.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False)
+  return fig
+
+
+def _pairs():
+  """Return [(sampler, grid)] of --pairs."""
+  for pair in _WHAT.value:
+    if pair not in _PAIRS:
+      raise errors.UserError(f"--pairs={pair}: must be of {', '.join(_PAIRS)}")
+  return [pair.split("/") for pair in _WHAT.value]
 
 
 def main():
-  """Train, measure, print which samplers reach the target, write JSON."""
-  config = _CONFIG.value
-  workdir = epath.Path(_WORKDIR.value)
-  loop.train(config, workdir)
-  evaluate.prepare(config, workdir)
-  goal, rows, reached = search(
-    Measurements(config, workdir), sorted(map(int, _STEPS.value)), _SEEDS.value
-  )
-  print(f"\nReached {max(goal['distances']):.2f}, the target's worst seed:")
-  for row in reached:
-    print(_line(row))
-  machine.write(
-    machine.environment()
-    | {"w": config.sampling.w}
-    | {"goal": goal, "rows": rows, "reached": reached}
-  )
+  """Measure, print the best of every curve, write JSON and the picture."""
+  config, workdir = _CONFIG.value, epath.Path(_WORKDIR.value)
+  config.sweep.distance, config.sweep.score = "fd_embedded", "is_embedded"
+  distance, pairs = config.sweep.distance, _pairs()
+  measurements = Measurements(config, workdir)
+  strengths = sorted(map(float, _STRENGTHS.value))
+  best = [
+    best_of_curve(
+      *(measurements, distance, strengths), sampler=sampler, grid=grid, T=steps
+    )
+    for steps in sorted(map(int, _STEPS.value))
+    for sampler, grid in pairs
+  ]
+  _beside(best)
+  print("\nThe best of every curve:")
+  best.sort(key=lambda row: pairs.index([row["sampler"], row["grid"]]))
+  for row in best:
+    print(_text(row, distance))
+  machine.write(machine.environment() | {"rows": best})
+  if _PICTURE.value:
+    picture = plots.png(_draw(best, distance))
+    files.write_atomic(epath.Path(_PICTURE.value), picture)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgd import diffusion
+from cfgd import methods
 from cfgd.data import pipeline
 from cfgd.data import sources
 from cfgd.data import spec
@@ -215,8 +216,20 @@ def sampler(config, guide=None, *, two_passes=None):
     sampling.batch_size,
     sampling.seed,
     sampling_numbers(sampling),
-    schedule(config).grid(sampling.T),
+    logsnrs(config),
   )
+
+
+def logsnrs(config):
+  """Return the log-SNR [T] of each evaluation of a sampler.
+
+  T counts evaluations: a sampler that makes two per transition has half as many
+  levels.
+  """
+  sampling, grid = config.sampling, methods.GRIDS[config.sampling.grid]
+  order = diffusion.SAMPLERS[sampling.sampler].levels(sampling.T)
+  numbers = {name: sampling[name] for name in grid.numbers}
+  return grid.levels(model(config), int(order[-1]) + 1, **numbers)[order]
 
 
 def sampling_choices(sampling):

@@ -9,7 +9,7 @@ Pure functions of arrays: no network, no config, no state. The paper's symbols:
   label    [B] int   class c; one more index is the null label
   w        [B] or [] guidance strength: (1 + w) eps(z, c) - w eps(z)
   v                  interpolation of the reverse variance, 0 to 1
-  T                  length of a sampler's log-SNR grid
+  T                  evaluations of a sampler, each at its log-SNR
 
 Everything stays in log-SNR: alpha^2 = sigmoid(lambda), sigma^2 =
 sigmoid(-lambda). 1 - alpha^2, 1 - exp(x) and tan near pi/2 are never formed, so
@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Prediction(NamedTuple):
@@ -118,6 +119,21 @@ def x_from_eps(z, eps, logsnr):
   """Return x = (z - sigma eps) / alpha, Algorithm 2, line 4."""
   alpha, sigma = alpha_sigma(logsnr)
   return (z - expand(sigma, z) * eps) / expand(alpha, z)
+
+
+def even_logsnrs(num, *, logsnr_low, logsnr_high):
+  """Return `num` log-SNRs, evenly spaced."""
+  return jnp.linspace(logsnr_low, logsnr_high, num)
+
+
+def edm_logsnrs(num, *, logsnr_low, logsnr_high, rho):
+  """Return the `num` log-SNRs of EDM, arXiv:2206.00364 eq. 5.
+
+  Its sigma is ours over alpha, exp(-lambda / 2); the rho-th root of it is
+  evenly spaced.
+  """
+  ends = (jnp.exp(-0.5 * end / rho) for end in (logsnr_low, logsnr_high))
+  return -2.0 * rho * jnp.log(jnp.linspace(*ends, num))
 
 
 # Randomness is named: an image by (seed, index), its noise by the step, too.
@@ -270,7 +286,7 @@ def classifier_free_guidance(
   return guided
 
 
-# Sampling: Algorithm 2.
+# Sampling: Algorithm 2, and samplers of fewer steps.
 
 
 def clip(x):
@@ -331,6 +347,32 @@ def reverse(z, x, v, *, logsnr, logsnr_next):
     + v * jax.nn.log_sigmoid(-logsnr)
   )
   return mean, variance
+
+
+def renoise(z, noise, *, logsnr, logsnr_noisy):
+  """Return z_lambda, a draw from q(z_lambda | z_lambda'), section 2.
+
+  Args:
+    z: [B, ...] at lambda' = logsnr.
+    noise: [B, ...] standard normal numbers.
+    logsnr: scalar lambda'.
+    logsnr_noisy: scalar lambda <= lambda'; where they are equal, z is returned.
+  """
+  log_alpha = 0.5 * jax.nn.log_sigmoid(logsnr)
+  log_alpha_noisy = 0.5 * jax.nn.log_sigmoid(logsnr_noisy)
+  _, sigma_noisy = alpha_sigma(logsnr_noisy)
+  std = jnp.sqrt(-jnp.expm1(logsnr_noisy - logsnr)) * sigma_noisy
+  return jnp.exp(log_alpha_noisy - log_alpha) * z + std * noise
+
+
+def flow(z, x, *, logsnr, logsnr_next):
+  """Return z_lambda' on the path of DDIM, arXiv:2010.02502 eq. 12.
+
+  The noise direction belongs to the x that is given. Arguments as of `reverse`.
+  """
+  alpha, sigma = alpha_sigma(logsnr)
+  alpha_next, sigma_next = alpha_sigma(logsnr_next)
+  return alpha_next * x + sigma_next * (z - alpha * x) / sigma
 
 
 def transitions(logsnrs):
@@ -406,22 +448,142 @@ def ancestral_mean_shift(predict, keys, z, label, logsnrs, *, score):
 
 
 def ddim(predict, keys, z, label, logsnrs):
-  """Sample along the deterministic path of DDIM, arXiv:2010.02502 eq. 12.
+  """Sample along the deterministic path of DDIM, see `flow`.
 
-  The noise direction belongs to the thresholded x. Arguments and result as of
-  `ancestral`; keys are not used.
+  Arguments and result as of `ancestral`; keys are not used.
   """
   del keys
 
   def step(carry, inputs):
     (z, _), (_, logsnr, logsnr_next) = carry, inputs
     x, _ = predict(z, logsnr, label)
-    alpha, sigma = alpha_sigma(logsnr)
-    alpha_next, sigma_next = alpha_sigma(logsnr_next)
-    eps = (z - alpha * x) / sigma
-    return (alpha_next * x + sigma_next * eps, x), None
+    return (flow(z, x, logsnr=logsnr, logsnr_next=logsnr_next), x), None
 
   (_, x), _ = jax.lax.scan(step, (z, z), transitions(logsnrs))
+  return x
+
+
+# A transition that is longer than this many times the one before it is of first
+# order. The last of the paper's grid is 5 to 11 times as long, too far for a
+# line through two predictions.
+_MAX_STRETCH = 2.0
+
+
+def _two_step(advance, predict, z, label, logsnrs):
+  """Sample by transitions at an x extrapolated from the last two predictions.
+
+  The second-order correction of DPM-Solver++(2M), arXiv:2211.01095 Algorithm 2.
+
+  Args:
+    advance: (z, x, t, lambda_t, lambda_t+1) -> z, a transition at given x.
+    predict: see `ancestral` for this and the next three.
+    z: see `ancestral`.
+    label: see `ancestral`.
+    logsnrs: see `ancestral`.
+  """
+
+  def step(carry, inputs):
+    (z, x_before, h_before), (t, logsnr, logsnr_next) = carry, inputs
+    x, _ = predict(z, logsnr, label)
+    h = logsnr_next - logsnr
+    stretch = h / h_before  # 0 at first, where there is no x_before
+    slope = jnp.where(stretch <= _MAX_STRETCH, 0.5 * stretch, 0.0)
+    z = advance(z, x + slope * (x - x_before), t, logsnr, logsnr_next)
+    return (z, x, h), None
+
+  start = z, z, jnp.full((), jnp.inf, logsnrs.dtype)
+  (_, x, _), _ = jax.lax.scan(step, start, transitions(logsnrs))
+  return x
+
+
+def dpmpp_2m(predict, keys, z, label, logsnrs):
+  """Sample by DPM-Solver++(2M), arXiv:2211.01095: DDIM of second order.
+
+  Arguments and result as of `ancestral`; keys are not used.
+  """
+  del keys
+
+  def advance(z, x, t, logsnr, logsnr_next):
+    del t
+    return flow(z, x, logsnr=logsnr, logsnr_next=logsnr_next)
+
+  return _two_step(advance, predict, z, label, logsnrs)
+
+
+def sde_dpmpp_2m(predict, keys, z, label, logsnrs, *, noise_scale=1.0):
+  """Sample by SDE-DPM-Solver++(2M), arXiv:2211.01095 appendix.
+
+  Algorithm 2 at v = 0 with an extrapolated x. Arguments and result as of
+  `ancestral`.
+  """
+
+  def advance(z, x, t, logsnr, logsnr_next):
+    ends = {"logsnr": logsnr, "logsnr_next": logsnr_next}
+    mean, variance = reverse(z, x, 0.0, **ends)
+    noise = noise_scale * normal(fold_in(keys, t), z.shape[1:])
+    return mean + jnp.sqrt(variance) * noise
+
+  return _two_step(advance, predict, z, label, logsnrs)
+
+
+# EDM's limit, sqrt(2) - 1: churn at most doubles the variance.
+_MAX_CHURN = 0.41421356
+
+
+def heun(
+  predict,
+  keys,
+  z,
+  label,
+  logsnrs,
+  *,
+  churn=0.0,
+  churn_low=-jnp.inf,
+  churn_high=jnp.inf,
+  noise_scale=1.0,
+):
+  """Sample by EDM's method of second order, arXiv:2206.00364 Algorithm 2.
+
+  EDM's sigma is s = sigma / alpha here, and its x is z / alpha, whose slope
+  over s is eps. A transition is Euler's step, which is `flow`, and its
+  correction by the slope where it leads: odd evaluations start a transition,
+  even ones correct it. If T is even, the last transition is not corrected.
+
+  Args:
+    predict: see `ancestral` for this and the next three.
+    keys: see `ancestral`; not used without churn.
+    z: see `ancestral`.
+    label: see `ancestral`.
+    logsnrs: [T] log-SNR of each evaluation, lambda_1 <= .. <= lambda_T, may be
+      traced: the 2nd and 3rd are equal, the 4th and 5th, and so on.
+    churn: EDM's S_churn: noise is added before each transition, as if over as
+      many transitions sigma / alpha grew by 1 + S_churn in all.
+    churn_low: noisiest log-SNR that gets it, -2 log S_max.
+    churn_high: cleanest log-SNR that gets it, -2 log S_min.
+    noise_scale: factor of its standard deviation, EDM's S_noise.
+
+  Returns:
+    [B, ...] samples: x predicted at lambda_T.
+  """
+  grown = jnp.minimum(churn / (logsnrs.shape[0] // 2 + 1), _MAX_CHURN)
+
+  def step(carry, inputs):
+    (z, eps_start, s_start, _), (t, logsnr, logsnr_next) = carry, inputs
+    starts = t % 2 == 1
+    churned = starts & (churn_low <= logsnr) & (logsnr <= churn_high)
+    at = logsnr - 2.0 * jnp.log1p(jnp.where(churned, grown, 0.0))
+    at = jnp.maximum(at, logsnrs[0])  # no noisier than the start
+    noise = noise_scale * normal(fold_in(keys, t), z.shape[1:])
+    z = renoise(z, noise, logsnr=logsnr, logsnr_noisy=at)
+    x, _ = predict(z, at, label)
+    alpha, sigma = alpha_sigma(at)
+    eps, s = (z - alpha * x) / sigma, jnp.exp(-0.5 * at)
+    euler = flow(z, x, logsnr=at, logsnr_next=logsnr_next)
+    corrected = z + 0.5 * alpha * (s - s_start) * (eps - eps_start)
+    return (jnp.where(starts, euler, corrected), eps, s, x), None
+
+  start = z, z, jnp.zeros((), logsnrs.dtype), z
+  (*_, x), _ = jax.lax.scan(step, start, transitions(logsnrs))
   return x
 
 
@@ -436,7 +598,8 @@ class Sampler(NamedTuple):
     without_score: of a sampler that applies a classifier's guidance itself,
       being given `score` and a `predict` without that guidance: the sampler
       with the same samples where no classifier guides; "" for all others.
-    evaluations: of `predict`, per log-SNR of the grid.
+    evaluations: of `predict` per transition: the first at its start, all others
+      at its end.
   """
 
   sample: Callable
@@ -445,6 +608,11 @@ class Sampler(NamedTuple):
   without_score: str = ""
   evaluations: int = 1
 
+  def levels(self, num_evaluations):
+    """Return the index [T] into the grid's levels of each evaluation."""
+    k = np.arange(num_evaluations)
+    return -(-k // self.evaluations)
+
 
 SAMPLERS = {
   "ancestral": Sampler(ancestral, numbers=("noise_scale",)),
@@ -452,4 +620,12 @@ SAMPLERS = {
     ancestral_mean_shift, without_score="ancestral"
   ),
   "ddim": Sampler(ddim, uses_v=False),
+  "dpmpp_2m": Sampler(dpmpp_2m, uses_v=False),
+  "sde_dpmpp_2m": Sampler(sde_dpmpp_2m, numbers=("noise_scale",), uses_v=False),
+  "heun": Sampler(
+    heun,
+    numbers=("churn", "churn_low", "churn_high", "noise_scale"),
+    uses_v=False,
+    evaluations=2,
+  ),
 }

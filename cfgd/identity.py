@@ -265,13 +265,19 @@ def unused(config):
   method = methods.METHODS[sampling.guidance]
   sampler = diffusion.SAMPLERS[sampling.sampler]
   threshold = methods.THRESHOLDS[sampling.threshold]
+  grid = methods.GRIDS[sampling.grid]
   noisy = "noise_scale" not in sampler.numbers or sampling.noise_scale
+  still = ()
+  if "churn" in sampler.numbers and not sampling.churn:
+    still = ("churn_low", "churn_high", "noise_scale")
   of_samplers = _others(diffusion.SAMPLERS, sampling.sampler)
   rules = [
     ("sampling.threshold", _others(methods.THRESHOLDS, sampling.threshold)),
+    ("sampling.grid", _others(methods.GRIDS, sampling.grid)),
     ("sampling.sampler", [k for k in of_samplers if k not in _OF_PREDICT]),
     ("sampling.sampler", () if sampler.uses_v else ("v", "v_from")),
     ("sampling.noise_scale", () if noisy else ("v", "v_from")),
+    ("sampling.churn", still),
     ("model.learn_sigma", () if config.model.learn_sigma else ("v_from",)),
     (
       "sampling.v_from",
@@ -286,7 +292,7 @@ def unused(config):
   if not methods.METHODS[_reduced(sampling)].guide:
     zero = next(iter(method.at_zero), "w")
     rules.append((f"sampling.{zero}", ("guide_dir", "guide_step")))
-  used = {*sampler.numbers, *threshold.numbers}
+  used = {*sampler.numbers, *threshold.numbers, *grid.numbers} - {*still}
   found = {}
   for because, names in rules:
     for name in names:

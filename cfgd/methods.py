@@ -1,9 +1,9 @@
-"""What `sampling.guidance`, `w_schedule` and `threshold` may be: one row each.
+"""What `sampling.guidance`, `w_schedule`, `threshold` and `grid` may be.
 
-Validation, the planner, the sampler and the names of sample folders read these
-rows and know no method by its name. A new guidance is a function from
-`Networks` and `Strength` to a DenoiseFn, and a row of METHODS. Samplers are
-rows of `diffusion.SAMPLERS`.
+One row each. Validation, the planner, the sampler and the names of sample
+folders read these rows and know no method by its name. A new guidance is a
+function from `Networks` and `Strength` to a DenoiseFn, and a row of METHODS.
+Samplers are rows of `diffusion.SAMPLERS`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cfgd import diffusion
 from cfgd import guidance
+from cfgd.models import parametrization
 
 # A gradient with respect to the input: forward, and half of a backward pass.
 _PASSES_OF_A_GRADIENT = 2
@@ -210,6 +211,40 @@ W_SCHEDULES = {
   "constant": guidance.constant,
   "linear": guidance.linear,
   "cosine": guidance.cosine,
+}
+
+
+class Grid(NamedTuple):
+  """A row of GRIDS.
+
+  Attributes:
+    levels: (parametrization.Model, num, **numbers) -> log-SNRs [num],
+      increasing.
+    numbers: its keyword arguments that are settings of `sampling`.
+    timesteps: of the discrete schedule whose levels these are, which
+      `diffusion.timesteps` must name; 0: of none.
+  """
+
+  levels: Callable
+  numbers: tuple[str, ...] = ()
+  timesteps: int = 0
+
+
+GRIDS = {
+  # The paper's.
+  "uniform_u": Grid(lambda model, num: model.schedule.grid(num)),
+  "logsnr": Grid(
+    lambda model, num, **ends: diffusion.even_logsnrs(num, **ends),
+    numbers=("logsnr_low", "logsnr_high"),
+  ),
+  "edm": Grid(
+    lambda model, num, **numbers: diffusion.edm_logsnrs(num, **numbers),
+    numbers=("logsnr_low", "logsnr_high", "rho"),
+  ),
+  "adm": Grid(
+    lambda model, num: model.respaced(num),
+    timesteps=parametrization.NUM_TIMESTEPS,
+  ),
 }
 
 

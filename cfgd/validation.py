@@ -132,6 +132,11 @@ RULES = {
   "sampling.classifier_w": _factor,
   "sampling.score_scale": _factor,
   "sampling.noise_scale": _factor,
+  "sampling.grid": _row_of(methods.GRIDS),
+  "sampling.rho": _that(
+    lambda value: 0 < value < math.inf, "must be a number above 0"
+  ),
+  "sampling.churn": _factor,
   "sampling.v": _between(0, 1),
   "sampling.v_from": _one_of("own", "config"),
   "sampling.threshold": _row_of(methods.THRESHOLDS),
@@ -336,16 +341,71 @@ def _validate_sampling(config):
     "must be empty or two log-SNRs, the lower first",
   )
   _validate_method(config)
+  _validate_sampler(config)
+  _validate_grid(config)
+
+
+def _validate_sampler(config):
+  """Check what the row of `sampling.sampler` needs."""
+  require, sampling = functools.partial(_require, config), config.sampling
   sampler = diffusion.SAMPLERS[sampling.sampler]
+  here = f"sampling.sampler={sampling.sampler!r}"
   require(
     "sampling.sampler",
     not sampler.without_score or methods.METHODS[sampling.guidance].score,
     f"needs guidance by a classifier, not {sampling.guidance!r}",
   )
+  for name, neutral in (("noise_scale", 1), ("churn", 0)):
+    require(
+      f"sampling.{name}",
+      name in sampler.numbers or sampling[name] == neutral,
+      f"must be {neutral} where {here}",
+    )
   require(
-    "sampling.noise_scale",
-    "noise_scale" in sampler.numbers or sampling.noise_scale == 1,
-    f"must be 1 where sampling.sampler={sampling.sampler!r}",
+    "sampling.churn_low",
+    not sampling.churn or sampling.churn_low < sampling.churn_high,
+    f"must be below sampling.churn_high={sampling.churn_high}",
+  )
+  require(
+    "sampling.v_from",
+    sampler.uses_v
+    or not config.model.learn_sigma
+    or sampling.v_from == "config",
+    f"{here} has no use for the v that a network with learned sigma predicts; "
+    "set sampling.v_from='config' to do without it, or take a sampler of "
+    f"{tuple(k for k, row in diffusion.SAMPLERS.items() if row.uses_v)}",
+  )
+
+
+def _validate_grid(config):
+  """Check what the row of `sampling.grid` needs."""
+  require, sampling = functools.partial(_require, config), config.sampling
+  grid, levels = methods.GRIDS[sampling.grid], config.diffusion
+  here = f"sampling.grid={sampling.grid!r}"
+  for name in {"logsnr_low", "logsnr_high"} & {*grid.numbers}:
+    require(
+      f"sampling.{name}",
+      levels.logsnr_min <= sampling[name] <= levels.logsnr_max,
+      f"must be within the log-SNRs of training, diffusion.logsnr_min="
+      f"{levels.logsnr_min} to diffusion.logsnr_max={levels.logsnr_max}",
+    )
+  require(
+    "sampling.logsnr_low",
+    "logsnr_low" not in grid.numbers
+    or sampling.logsnr_low < sampling.logsnr_high,
+    f"must be below sampling.logsnr_high={sampling.logsnr_high}",
+  )
+  require(
+    "sampling.grid",
+    not grid.timesteps or levels.timesteps != "uniform",
+    "needs a network on ADM's timesteps: diffusion.timesteps must be "
+    "adm_cosine or adm_linear",
+  )
+  order = diffusion.SAMPLERS[sampling.sampler].levels(sampling.T)
+  require(
+    "sampling.T",
+    not grid.timesteps or order[-1] < grid.timesteps,
+    f"needs {order[-1] + 1} levels, {here} has {grid.timesteps}",
   )
 
 
@@ -459,6 +519,8 @@ def _validate_effects(config, name, axes):
       why = axis in idle and identity.why_unused(at, axis)
       reasons.setdefault((axis, value), []).append(why)
   for (axis, value), whys in reasons.items():
+    if axis == "v_from" and config.model.learn_sigma:
+      continue  # samplers without a use for the network's v need "config"
     _require(
       config,
       f"sweep.grids.{name}.{axis}",

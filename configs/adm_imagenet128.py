@@ -21,6 +21,10 @@ def get_config():
   config.diffusion.logsnr_min = -10.11
   config.diffusion.logsnr_max = 9.21
   config.sampling.w = 0.0
+  # The steps of its published samples.
+  config.sampling.grid = "adm"
+  config.sampling.T = 250
   config.sweep.grids.main.p_uncond = (0.0,)
+  config.sweep.grids.main.T = (250,)
   config.sweep.grids.main.w = (0.0,)
   return config

@@ -126,10 +126,24 @@ def get_config():
       },
       "sampling": {
         # ancestral: Algorithm 2. ancestral_mean_shift: with ADM's first form of
-        # classifier guidance, which shifts the mean. ddim.
+        # classifier guidance, which shifts the mean. ddim. dpmpp_2m, its second
+        # order; sde_dpmpp_2m, with noise. heun: EDM's. See docs/sampling.md.
         "sampler": "ancestral",
-        # Length of the log-SNR grid: network evaluations per branch.
+        # Network evaluations per branch.
         "T": 256,
+        # Log-SNRs of the evaluations: uniform_u, the paper's; logsnr, evenly
+        # spaced; edm, with EDM's rho; adm, respaced timesteps of ADM's
+        # schedule.
+        "grid": "uniform_u",
+        # Ends of logsnr and edm.
+        "logsnr_low": -7.0,
+        "logsnr_high": 9.0,
+        "rho": 7.0,
+        # heun's S_churn, and the log-SNRs that it acts on: -2 log S_max and
+        # -2 log S_min.
+        "churn": 0.0,
+        "churn_low": -7.8,
+        "churn_high": 6.0,
         # cfg: classifier-free. classifier: by the gradient of a noisy
         # classifier. classifier_null: the same on the unconditional model, with
         # w + 1. cfg+classifier: both. marginal: cfg with the mean over the

@@ -18,6 +18,7 @@ Debian's package has the files:
       --config.data.source=idx:/usr/share/datasets/fashion-mnist --workdir=DIR
 """
 
+from cfgd.runtime import errors
 from configs import base
 from configs import embedded
 
@@ -36,7 +37,10 @@ def get_config(size="gpu"):
   config.sampling.w = 0.3
   config.metrics.feature_network = "own:fashion"
   config.metrics.feature_net.steps = 1500
-  {"gpu": _gpu, "cpu": _cpu, "fast": _fast}[size](config)
+  sizes = {"gpu": _gpu, "cpu": _cpu, "fast": _fast}
+  if size not in sizes:
+    raise errors.UserError(f"--config=...:{size}: must be :gpu, :cpu or :fast")
+  sizes[size](config)
   return config
 
 

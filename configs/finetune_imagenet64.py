@@ -19,8 +19,11 @@ def get_config():
   config.train.batch_size = 256
   config.train.steps = 50_000
   config.sampling.w = 0.1
+  config.sampling.grid = "uniform_u"
+  config.sampling.T = 256
   # The trunk is trained for eps alone, so the variance head drifts.
   config.sampling.v_from = "config"
   config.sweep.grids.main.p_uncond = (0.1,)
+  config.sweep.grids.main.T = (256,)
   config.sweep.grids.main.w = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
   return config

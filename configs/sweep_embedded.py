@@ -2,6 +2,7 @@
 
 Sweeps guidance strength w for one model and one T, with a few points of the
 other axes: label-drop probability (Figure 4) and number of steps (Figure 5).
+Beside Algorithm 2, a sampler of few steps.
 
   python -m experiments.sweep --config=configs/sweep_embedded.py --workdir=DIR
 """
@@ -27,6 +28,13 @@ def get_config():
   grids.main.w = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
   grids.p_uncond = {"p_uncond": (0.5,), "T": (16,), "w": (0.0, 0.3, 1.0)}
   grids.T = {"p_uncond": (0.1,), "T": (8, 32), "w": (0.0, 0.3)}
+  grids.fast = {
+    "p_uncond": (0.1,),
+    "T": (12,),
+    "w": (0.0, 0.1, 0.3, 0.5, 1.0),
+    "sampler": ("sde_dpmpp_2m",),
+    "grid": ("logsnr",),
+  }
   config.sweep.distance = "fd_embedded"
   config.sweep.score = "is_embedded"
   config.sweep.title = "Classifier-free guidance on 10x10 digits"

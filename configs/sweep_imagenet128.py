@@ -6,6 +6,9 @@ each of 48 cells.
   python -m experiments.sweep --config=configs/sweep_imagenet128.py
       --workdir=DIR
 
+In few steps, from the same model if it is the same folder: the same command
+with configs/sweep_imagenet128.py:fast.
+
 Figures 3, 7 and 8, from its model:
 
   python -m experiments.figures --config=configs/sweep_imagenet128.py
@@ -26,8 +29,12 @@ _NOTES = (
 )
 
 
-def get_config():
-  """Return the 128x128 config with the paper's grid and baseline."""
+def get_config(form="paper"):
+  """Return the 128x128 config with the paper's grid and baseline.
+
+  Args:
+    form: "paper", or "fast" for few steps.
+  """
   config = imagenet128.get_config()
   sweep_imagenet64.add_classifier(
     config, imagenet128_classifier.get_config(), (256,)
@@ -44,4 +51,5 @@ def get_config():
     },
     "figure8": {"labels": ((),), "w": (0.0, 3.0), "side": 8},
   }
+  sweep_imagenet64.set_form(config, form)
   return config

@@ -5,6 +5,12 @@ guidance, and 50,000 samples for each of 48 cells.
 
   python -m experiments.sweep --config=configs/sweep_imagenet64.py --workdir=DIR
 
+The same cells in 12 evaluations, not Algorithm 2's 256, from the same models if
+it is the same folder:
+
+  python -m experiments.sweep --config=configs/sweep_imagenet64.py:fast
+      --workdir=DIR
+
 Figures 1 and 6, from one of its models:
 
   python -m experiments.figures --config=configs/sweep_imagenet64.py
@@ -13,6 +19,7 @@ Figures 1 and 6, from one of its models:
 On a pod or a cluster: docs/launch.md.
 """
 
+from cfgd.runtime import errors
 from configs import imagenet64
 from configs import imagenet64_classifier
 
@@ -27,6 +34,14 @@ CLASSIFIER_NOTE = (
   "of the same network, by a noisy classifier that this sweep trains; the "
   "paper has no numbers for them."
 )
+# See docs/sampling.md.
+FEW_STEPS = {"sampler": "sde_dpmpp_2m", "grid": "logsnr"}
+FEW_T = (12,)
+_FAST_NOTE = (
+  "Sampled in few steps, by {} with T = {}: for the paper's numbers, which are "
+  "those of Algorithm 2, run this config without ':fast'. Sampler and T were "
+  "chosen on digits and have not been measured on ImageNet."
+)
 _NOTES = (
   "Classifier-free guidance at the settings of the paper's Table 1, whose T is "
   "not printed beside it: 256 is what the paper calls balanced.",
@@ -34,8 +49,12 @@ _NOTES = (
 )
 
 
-def get_config():
-  """Return the 64x64 config with the paper's grid and baseline."""
+def get_config(form="paper"):
+  """Return the 64x64 config with the paper's grid and baseline.
+
+  Args:
+    form: "paper", or "fast" for few steps.
+  """
   config = imagenet64.get_config()
   add_classifier(config, imagenet64_classifier.get_config(), (256,))
   config.sweep.paper = "table1_imagenet64"
@@ -49,7 +68,24 @@ def get_config():
       "side": 4,
     },
   }
+  set_form(config, form)
   return config
+
+
+def set_form(config, form):
+  """Leave a sweep as the paper's, or make it one of few steps."""
+  if form not in ("paper", "fast"):
+    raise errors.UserError(f"--config=...:{form}: must be :paper or :fast")
+  if form == "fast":
+    config.sampling.update(FEW_STEPS)
+    for axes in config.sweep.grids.values():
+      axes.T = FEW_T
+    config.sampling.T = FEW_T[0]
+    config.sweep.paper = ""
+    config.sweep.title += ", few steps"
+    steps = " and ".join(map(str, FEW_T))
+    note = _FAST_NOTE.format(FEW_STEPS["sampler"], steps)
+    config.sweep.notes = (note, *config.sweep.notes[1:])
 
 
 def add_classifier(config, classifier, steps):

@@ -187,11 +187,21 @@ def _mistakes_in_one_line():
   try:
     yield
   except flags.Error as error:
-    _stop(error)
+    _stop(_of_config(error) or error)
   except (AttributeError, KeyError) as error:
     _stop(unknown_field(sys.argv) or f"--config: {error}")
   except (TypeError, ValueError, OSError) as error:
     _stop(f"--config: {error}")
+
+
+def _of_config(error):
+  """Return the mistake that a config file names, None if it names none.
+
+  ml_collections wraps it in its traceback.
+  """
+  while error and not isinstance(error, errors.UserError):
+    error = error.__cause__ or error.__context__
+  return error
 
 
 def _set_up_logging():

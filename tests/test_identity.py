@@ -24,11 +24,22 @@ OTHER = {
   "quantile": 0.6,
   "score_scale": 1.3,
   "seed": 5,
+  "logsnr_low": -3.0,
+  "logsnr_high": 3.0,
+  "rho": 3.0,
+  "churn": 2.0,
+  "churn_low": -1.0,
+  "churn_high": 0.0,
 }
+_OF_GRIDS = {"logsnr_low", "logsnr_high", "rho"}
+_OF_HEUN = {"churn", "churn_low", "churn_high"}
 NUMBERS = [name for name in OTHER if name not in ("w_schedule", "rescale")]
 GUIDED = {"guidance": "cfg", "w": 2.0}
+# Without noise strong guidance drives every pixel to an end of the range.
+WEAKLY = {"guidance": "cfg", "w": 0.3}
 # What is chosen, the fields of OTHER that are tried with it (those that are
-# numbers share a compilation), and those of them that change no image.
+# numbers share a compilation), and those of them that change no image, without
+# the numbers of grids and of heun where these are not chosen.
 CASES = [
   (GUIDED, OTHER, {"classifier_w", "quantile"}),
   (
@@ -63,6 +74,27 @@ CASES = [
     NUMBERS,
     {"quantile"},
   ),
+  (GUIDED | {"grid": "logsnr"}, NUMBERS, {"classifier_w", "quantile", "rho"}),
+  (
+    WEAKLY | {"sampler": "dpmpp_2m", "grid": "edm"},
+    NUMBERS,
+    {"classifier_w", "quantile", "v", "noise_scale"},
+  ),
+  (
+    GUIDED | {"sampler": "sde_dpmpp_2m"},
+    NUMBERS,
+    {"classifier_w", "quantile", "v"},
+  ),
+  (
+    WEAKLY | {"sampler": "heun", "grid": "edm"},
+    NUMBERS,
+    {"classifier_w", "quantile", "v", "noise_scale", "churn_low", "churn_high"},
+  ),
+  (
+    WEAKLY | {"sampler": "heun", "grid": "edm", "churn": 1.0},
+    NUMBERS,
+    {"classifier_w", "quantile", "v"},
+  ),
 ]
 
 
@@ -73,6 +105,7 @@ def at(**fields):
 
 
 def images(config):
+  config = config.copy_and_resolve_references()
   kind = config.sampling.guidance
   guide = {"cfg": None, "none": None, "auto": test_guided.WEAK}
   run = common.make(
@@ -81,13 +114,17 @@ def images(config):
     **build.sampling_choices(config.sampling)._asdict(),
   )
   numbers = build.sampling_numbers(config.sampling)
-  return common.draw(run, range(8), seed=config.sampling.seed, **numbers)
+  config.sampling.T = 7
+  seed, logsnrs = config.sampling.seed, build.logsnrs(config)
+  return common.draw(run, range(8), seed=seed, logsnrs=logsnrs, **numbers)
 
 
 @pytest.mark.parametrize(("chosen", "tried", "idle"), CASES)
 def test_fields_without_effect_change_no_image(chosen, tried, idle):
   config = at(**chosen)
   plain = images(config)
+  idle = idle | (set() if "grid" in chosen else _OF_GRIDS)
+  idle |= set() if chosen.get("sampler") == "heun" else _OF_HEUN
   for field in tried:
     changed = config.copy_and_resolve_references()
     changed.sampling[field] = OTHER[field]

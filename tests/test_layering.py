@@ -16,7 +16,7 @@ BELOW = {
   "data": {"runtime"},
   "models": {"runtime", "diffusion"},
   "convert": {"runtime", "diffusion", "models"},
-  "methods": {"diffusion", "guidance"},
+  "methods": {"diffusion", "guidance", "models"},
   "identity": {"runtime", "diffusion", "methods"},
   "validation": {"runtime", "diffusion", "methods", "identity", "data"},
 }

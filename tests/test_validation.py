@@ -7,8 +7,10 @@ import jax
 import pytest
 
 from cfgd import build
+from cfgd import diffusion
 from cfgd import validation
 from cfgd.runtime import errors
+from configs import adm_imagenet64
 from configs import embedded
 from tests import test_configs
 
@@ -32,6 +34,11 @@ def test_configs_are_valid(name):
     ("sampling.labels", (-1,), "0..9"),
     ("sampling.labels", ("a",), "integer"),
     ("sampling.sampler", "euler", "ancestral"),
+    ("sampling.grid", "karras", "'uniform_u', 'logsnr', 'edm', 'adm'"),
+    ("sampling.grid", "adm", "diffusion.timesteps must be adm_cosine"),
+    ("sampling.rho", 0.0, "above 0"),
+    ("sampling.churn", 1.0, "must be 0 where sampling.sampler='ancestral'"),
+    ("sampling.churn", float("nan"), "at least 0"),
     ("sampling.weights", "both", "ema"),
     ("sampling.num_samples", 0, "at least 1"),
     ("sampling.checkpoint_step", -2, "-1 for the newest"),
@@ -86,6 +93,63 @@ def test_unconditional_w_and_conditional_only_models_are_allowed():
   config.sampling.w = 0.0
   config.diffusion.p_uncond = 0.0
   validation.validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"grid": "logsnr", "logsnr_low": -21.0}, "logsnr_low=-21.0: must be with"),
+    ({"grid": "edm", "logsnr_high": 21.0}, "logsnr_high=21.0: must be within"),
+    (
+      {"grid": "logsnr", "logsnr_low": 9.0},
+      "logsnr_low=9.0: must be below sampling.logsnr_high=9.0",
+    ),
+    (
+      {"sampler": "heun", "churn": 1.0, "churn_low": 6.0},
+      "churn_low=6.0: must be below sampling.churn_high=6.0",
+    ),
+    ({"sampler": "dpmpp_2m", "noise_scale": 0.9}, "noise_scale=0.9: must be 1"),
+  ],
+)
+def test_what_samplers_and_grids_need(fields, words):
+  config = embedded.get_config()
+  config.sampling.update(fields)
+  with pytest.raises(errors.UserError, match=rf"^sampling\.{words}"):
+    validation.validate(config, num_devices=1)
+
+
+def test_the_grid_of_adm_has_a_thousand_levels():
+  config = adm_imagenet64.get_config()
+  config.sampling.T = 1000
+  validation.validate(config, num_devices=1)
+  config.sampling.T = 1001
+  with pytest.raises(errors.UserError, match=r"T=1001: needs 1001 levels"):
+    validation.validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+def test_a_networks_own_v_is_used_or_refused_by_name(sampler):
+  config = adm_imagenet64.get_config()
+  row = diffusion.SAMPLERS[sampler]
+  config.sampling.update({"sampler": sampler, "guide_dir": "somewhere"})
+  if row.without_score:
+    config.sampling.update({"guidance": "classifier", "w": 1.0})
+  if not row.uses_v:
+    with pytest.raises(errors.UserError, match=f"v_from='own'.*{sampler}"):
+      validation.validate(config, num_devices=1)
+    config.sampling.v_from = "config"
+  validation.validate(config, num_devices=1)
+
+
+def test_a_grid_may_say_that_samplers_do_without_the_networks_v():
+  config = adm_imagenet64.get_config()
+  axes = {"p_uncond": (0.0,), "T": (12,), "w": (0.0,)}
+  config.sweep.grids.few = {
+    **axes,
+    "sampler": ("sde_dpmpp_2m", "ddim"),
+    "v_from": ("config",),
+  }
+  validation.validate_grids(config)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "sweep_fashion_mnist"])

@@ -13,7 +13,7 @@ import numpy as np
 
 from cfgd import diffusion
 
-_NUM_TIMESTEPS = 1000
+NUM_TIMESTEPS = 1000
 
 
 class Model(NamedTuple):
@@ -35,6 +35,10 @@ class Model(NamedTuple):
     if self.timesteps == "uniform":
       return 1000.0 * self.schedule.u(logsnr)
     return adm_timestep(logsnr, self.timesteps.removeprefix("adm_"))
+
+  def respaced(self, num):
+    """Return `adm_respaced` log-SNRs of the network's discrete schedule."""
+    return adm_respaced(self.timesteps.removeprefix("adm_"), num)
 
   def denoiser(self, params, *dropout_keys):
     """Return the DenoiseFn of a diffusion network.
@@ -81,14 +85,30 @@ def adm_logsnrs(schedule):
       (Nichol & Dhariwal, arXiv:2102.09672, eq. 17).
   """
   if schedule == "linear":
-    betas = np.linspace(1e-4, 0.02, _NUM_TIMESTEPS)
+    betas = np.linspace(1e-4, 0.02, NUM_TIMESTEPS)
   else:
     assert schedule == "cosine", schedule
-    s = np.arange(_NUM_TIMESTEPS + 1) / _NUM_TIMESTEPS
+    s = np.arange(NUM_TIMESTEPS + 1) / NUM_TIMESTEPS
     level = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
     betas = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
   alpha_bar = np.cumprod(1.0 - betas)
   return np.log(alpha_bar) - np.log1p(-alpha_bar)
+
+
+def adm_respaced(schedule, num):
+  """Return the log-SNRs [num] of ADM's respaced timesteps, increasing.
+
+  Evenly spaced and rounded, as its timestep_respacing=num: 250 is how its
+  samples were published.
+
+  Args:
+    schedule: see `adm_logsnrs`.
+    num: from 2 to 1000.
+  """
+  stride = (NUM_TIMESTEPS - 1) / (num - 1)
+  # Strides add up one by one, as there: ties round the same.
+  timesteps = np.rint(np.cumsum([0.0] + [stride] * (num - 1))).astype(int)
+  return jnp.float32(adm_logsnrs(schedule)[timesteps[::-1]])
 
 
 def adm_timestep(logsnr, schedule):
@@ -102,5 +122,5 @@ def adm_timestep(logsnr, schedule):
     float32 in [0, 999], of logsnr's shape.
   """
   rising = np.float32(adm_logsnrs(schedule)[::-1])
-  timesteps = np.arange(_NUM_TIMESTEPS, dtype=np.float32)[::-1]
+  timesteps = np.arange(NUM_TIMESTEPS, dtype=np.float32)[::-1]
   return jnp.interp(jnp.asarray(logsnr, jnp.float32), rising, timesteps)

@@ -127,7 +127,8 @@ def _progress(summary):
     own = [r for r in results if r.sampler == sampler]
     v = " or ".join(f"{v:g}" for v in _distinct(r.v for r in own))
     size = " or ".join(f"{n}" for n in _distinct(r.num_samples for r in own))
-    parts.append(f"{sampler} sampler, v={v}, {size} samples per cell")
+    about = [f"{sampler} sampler", *([f"v={v}"] if v else [])]
+    parts.append(", ".join([*about, f"{size} samples per cell"]))
   seeds = _distinct(r.cell.seed for r in results)
   parts += [f"seeds {', '.join(map(str, seeds))}"] if seeds else []
   text = "; ".join(parts) + "."

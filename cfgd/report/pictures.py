@@ -12,6 +12,11 @@ from cfgd.report import plots
 from cfgd.report import summary as summary_lib
 
 _MAX_GRIDS = 8
+# Fields of `sampling` that say by which steps it goes.
+_OF_SAMPLERS = {
+  *("sampler", "grid", "logsnr_low", "logsnr_high", "rho"),
+  *("churn", "churn_low", "churn_high"),
+}
 
 SAMPLES = "Samples from the same noise and labels at every w."
 _NEIGHBOURS = (
@@ -32,6 +37,7 @@ def draw(summary):
     "frontier_variant": _variants(summary),
     "frontier_p_uncond": _frontier(summary, "p_uncond", "T"),
     "frontier_T": _frontier(summary, "T", "p_uncond"),
+    "frontier_sampler": _samplers(summary),
     "over_w": _over_w(summary),
     "samples": (_samples(summary), SAMPLES),
     "neighbours": (_neighbours(summary), _NEIGHBOURS),
@@ -76,6 +82,29 @@ def _frontier(summary, axis, other):
     f"{summary.distance} over {summary.score} at {label}, one curve per "
     f"{axis}; the numbers are w.",
     caption,
+  )
+
+
+def _samplers(summary):
+  """Plot each sampler and T at the commonest p_uncond, if there are several."""
+  fixed = summary_lib.commonest(summary.averages, "p_uncond")
+  names, label = (summary.distance, summary.score), _label(fixed)
+  kinds = {}
+  for result in summary_lib.select(summary.averages, **fixed):
+    fields = dict(result.cell.fields)
+    if fields.keys() <= _OF_SAMPLERS:
+      kind = result.sampler, result.cell.T, *fields.items()
+      kinds.setdefault(kind, []).append(result)
+  curves = []
+  for (sampler, steps, *fields), own in kinds.items():
+    others = [f"{k} {v}" for k, v in fields if k != "sampler"]
+    line = ", ".join([f"{sampler}, T = {steps}", *others])
+    curves.append(curve(line, own, *names))
+  several = len({sampler for sampler, *_ in kinds}) > 1
+  return (
+    plots.frontier_figure(curves, *names, label) if several else None,
+    f"{summary.distance} over {summary.score} at {label}, one curve per "
+    "sampler and T; the numbers are w.",
   )
 
 

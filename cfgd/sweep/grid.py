@@ -145,7 +145,8 @@ def classifier_config(config):
   config.update_from_flattened_dict(changes)
   # It makes no samples, and what the cells set may need guidance.
   config.sampling.update(
-    {"guidance": "none", "w": 0.0, "sampler": "ancestral", "rescale": 0.0}
+    {"guidance": "none", "w": 0.0, "sampler": "ancestral"}
+    | {"rescale": 0.0, "churn": 0.0}
   )
   return config
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cfgd import build
-from cfgd import diffusion
 from cfgd import identity
 from cfgd import methods
 from cfgd.runtime import errors
@@ -57,13 +56,12 @@ def evaluations(config, guide_cost):
   sampling, classes = config.sampling, config.data.num_classes
   method = methods.METHODS[sampling.guidance]
   low, high = tuple(sampling.interval) or (-math.inf, math.inf)
-  logsnrs = np.asarray(build.schedule(config).grid(sampling.T))
+  logsnrs = np.asarray(build.logsnrs(config))
   inside = (low <= logsnrs) & (logsnrs < high)
   strengths = (
     methods.Strength(sampling.w * k, sampling.classifier_w * k) for k in inside
   )
-  each = (method.evaluations(k, guide_cost, classes) for k in strengths)
-  return diffusion.SAMPLERS[sampling.sampler].evaluations * sum(each)
+  return sum(method.evaluations(k, guide_cost, classes) for k in strengths)
 
 
 def costs(config, plan):
@@ -139,7 +137,8 @@ def table(parts, evaluations_per_second):
   """
   one = parts[0].flop / (parts[0].images * parts[0].evaluations)
   cells, _, images, flop = map(sum, list(zip(*parts, strict=True))[1:])
-  row = "{:34} {:>5} {:>13} {:>11} {:>11} {:>9}".format
+  width = max(len(part.name) for part in parts)
+  row = f"{{:{width}}} {{:>5}} {{:>13}} {{:>11}} {{:>11}} {{:>9}}".format
   lines = [row("", "cells", "images", "evaluations", "PFLOP", "hours")]
   for part in [*parts, Cost("in all", cells, math.nan, images, flop)]:
     count, hours = part.flop / one, ""

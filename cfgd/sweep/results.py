@@ -19,6 +19,7 @@ class Result:
   """What a cell found, or several that differ only in their seed.
 
   Attributes:
+    v: of the sampler; None where it has no effect.
     seconds: of sampling and scoring.
     training_seconds: of the model; None in older files, like `machine`.
     folder: of the pictures, grid.png and neighbours.png.
@@ -27,7 +28,7 @@ class Result:
 
   cell: grid.Cell
   sampler: str
-  v: float
+  v: float | None
   num_samples: int
   seconds: float
   metrics: Mapping[str, float]

@@ -199,7 +199,7 @@ def _sample_and_score(planned, start, training_seconds):
     planned.cell,
     guidance=config.sampling.guidance,
     sampler=config.sampling.sampler,
-    v=config.sampling.v,
+    v=None if "v" in identity.unused(config) else config.sampling.v,
     num_samples=measured["num_samples"],
     seconds=round(time.monotonic() - start, 1),
     training_seconds=round(training_seconds, 1),

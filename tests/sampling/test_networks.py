@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cfgd import build
+from cfgd import diffusion
 from tests.models import golden_weights
 
 INDEX = np.arange(8, dtype=np.uint32)
@@ -38,6 +39,24 @@ def images_of(config, params, **fields):
   images, finite = build.sampler(config)((params, None), INDEX, LABEL)
   assert finite.all()
   return images
+
+
+@pytest.mark.parametrize(
+  "name", [k for k, row in diffusion.SAMPLERS.items() if not row.without_score]
+)
+def test_an_image_of_a_network_depends_on_its_index_alone(tiny, name):
+  """Whatever the sampler, in another place of another call."""
+  tiny.sampling.update({"sampler": name, "T": 6, "w": 1.0, "churn": 3.0})
+  tiny.sampling.grid = "logsnr"
+  params, _ = golden_weights.fill(build.param_shapes(tiny))
+  draw = build.sampler(tiny)
+  whole, finite = draw((params, None), INDEX, LABEL)
+  assert finite.all()
+  assert (whole[0] != whole[1]).any()
+  rows = np.array([6, 1])
+  some, _ = draw((params, None), INDEX[rows], LABEL[rows])
+  apart = np.abs(np.int32(some) - np.int32(whole[rows]))
+  assert apart.max() <= 1  # of 255
 
 
 def test_the_variance_is_the_networks_own_or_the_configs(tiny):

@@ -61,6 +61,9 @@ NUMBERS = {
   "quantile": 0.9,
   "score_scale": 1.0,
   "noise_scale": 1.0,
+  "churn": 1.0,
+  "churn_low": -7.8,
+  "churn_high": 6.0,
   "interval_low": -np.inf,
   "interval_high": np.inf,
 }
@@ -77,7 +80,7 @@ def make(network, guide=None, two_passes=True, **changes):
   )
 
 
-def draw(run, index, *, seed=0, num_steps=4, devices=4, **numbers):
+def draw(run, index, *, seed=0, logsnrs=None, devices=4, **numbers):
   index = np.array(index, np.uint32)
   rows = -(-len(index) // devices) * devices
   padded = distributed.pad(index, rows)
@@ -86,24 +89,34 @@ def draw(run, index, *, seed=0, num_steps=4, devices=4, **numbers):
     *distributed.split((padded, (padded % 10).astype(np.int32)), devices),
     np.uint32(seed),
     jax.tree.map(np.float32, NUMBERS | numbers),
-    SCHEDULE.grid(num_steps),
+    SCHEDULE.grid(4) if logsnrs is None else logsnrs,
   )
   assert distributed.merge(finite).all()
   return distributed.merge(images)[: len(index)]
 
 
-def test_one_compilation_serves_every_w_v_seed_and_range():
+SAMPLERS = [
+  name for name, row in diffusion.SAMPLERS.items() if not row.without_score
+]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_compilation_serves_every_w_number_seed_and_grid(name):
   network = Scaled()
-  run = make(network)
+  run = make(network, sampler=name)
   draw(run, range(8))
   first = network.traces
+  order = diffusion.SAMPLERS[name].levels(4)
+  ends = {"logsnr_low": -7.0, "logsnr_high": 9.0}
+  logsnrs = diffusion.even_logsnrs(4, **ends)[order]
   for w, v, seed in ((0.0, 0.2, 1), (4.0, 1.0, 2), (-1.0, 0.0, 3)):
-    draw(run, range(8), w=w, v=v, seed=seed)
+    numbers = {"v": v, "churn": 10 * v, "noise_scale": 1 + v}
+    draw(run, range(8), w=w, seed=seed, logsnrs=logsnrs, **numbers)
   assert network.traces == first
-  assert make(network) is run
+  assert make(network, sampler=name) is run
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("two_passes", [True, False])
 def test_image_i_is_a_function_of_seed_and_i(name, two_passes):
   run = make(Scaled(), sampler=name, two_passes=two_passes)

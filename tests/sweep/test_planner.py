@@ -18,6 +18,10 @@ from configs import sweep_embedded_guidance
   [
     ({"w": 0.0}, 16),
     ({"w": 0.3}, 32),
+    ({"w": 0.3, "sampler": "heun", "T": 15}, 30),
+    ({"w": 0.3, "sampler": "heun", "T": 16, "grid": "edm"}, 32),
+    # Even log-SNRs from -7 to 9: nine of 16 are above 0.
+    ({"w": 0.3, "grid": "logsnr", "interval": (0.0, 100.0)}, 16 + 9),
     ({"w": 0.3, "guidance": "classifier"}, 16 + 16 * 2 * 0.25),
     ({"w": 0.0, "guidance": "classifier"}, 16),
     ({"w": 0.0, "guidance": "classifier_null"}, 16 + 16 * 2 * 0.25),
@@ -45,10 +49,13 @@ def test_evaluations_of_an_image(fields, desired):
   assert planner.evaluations(config, 0.25) == desired
 
 
-def test_a_counted_sampler_agrees():
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("grid", ["uniform_u", "edm"])
+def test_a_counted_sampler_agrees(sampler, grid):
   """Against evaluations counted where they are made."""
   config = embedded.get_config()
   config.sampling.update({"w": 0.3, "T": 8, "interval": (-3.0, 5.0)})
+  config.sampling.update({"sampler": sampler, "grid": grid})
   made = []
 
   def denoise(z, logsnr, label):
@@ -61,10 +68,11 @@ def test_a_counted_sampler_agrees():
       denoise, np.float32(0.3) * inside, null_label=10, two_passes=True
     )(z, logsnr, label)
 
-  diffusion.ddim(
+  diffusion.SAMPLERS[sampler].sample(
     diffusion.predictor(guided, threshold=diffusion.clip, v=0.3),
-    *(None, np.ones((1, 2), np.float32), np.zeros(1, np.int32)),
-    build.schedule(config).grid(8),
+    diffusion.image_keys(0, np.arange(1)),
+    *(np.ones((1, 2), np.float32), np.zeros(1, np.int32)),
+    build.logsnrs(config),
   )
   jax.effects_barrier()
   assert planner.evaluations(config, 0.0) == len(made)
