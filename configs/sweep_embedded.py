@@ -27,11 +27,11 @@ def get_config():
   grids.main.T = (16,)
   grids.main.w = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
   grids.p_uncond = {"p_uncond": (0.5,), "T": (16,), "w": (0.0, 0.3, 1.0)}
-  grids.T = {"p_uncond": (0.1,), "T": (8, 32), "w": (0.0, 0.3)}
+  grids.T = {"p_uncond": (0.1,), "T": (8,), "w": (0.0, 0.3)}
   grids.fast = {
     "p_uncond": (0.1,),
     "T": (12,),
-    "w": (0.0, 0.1, 0.3, 0.5, 1.0),
+    "w": (0.0, 0.1, 0.3, 0.5),
     "sampler": ("sde_dpmpp_2m",),
     "grid": ("logsnr",),
   }

@@ -197,11 +197,13 @@ def _mistakes_in_one_line():
 def _of_config(error):
   """Return the mistake that a config file names, None if it names none.
 
-  ml_collections wraps it in its traceback.
+  ml_collections raises it again with a traceback for a message.
   """
-  while error and not isinstance(error, errors.UserError):
+  found = None
+  while error:
+    found = error if isinstance(error, errors.UserError) else found
     error = error.__cause__ or error.__context__
-  return error
+  return found
 
 
 def _set_up_logging():
