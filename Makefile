@@ -13,6 +13,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 # Two virtual devices use two cores better than one device with two threads:
 # sampling 1.5 times as fast, training 1.3 times. Without effect on accelerators.
 demo results: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2
+# Huge pages, on Linux: training 1.5 times as fast.
+demo results: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # fast, cpu or gpu, see configs/sweep_fashion_mnist.py; and where the data is.
 SIZE ?= fast

@@ -7,6 +7,13 @@ line by --config.sampling.w=0.3.
 import ml_collections
 
 
+def check_form(form, *allowed):
+  """Raise unless a config's argument, --config=FILE:FORM, is allowed."""
+  if form not in allowed:
+    choices = " or ".join(f":{each}" for each in allowed)
+    raise ValueError(f"--config=FILE:{form}: must be {choices}")
+
+
 def get_config():
   """Return the complete config."""
   return ml_collections.ConfigDict(

@@ -18,7 +18,6 @@ Debian's package has the files:
       --config.data.source=idx:/usr/share/datasets/fashion-mnist --workdir=DIR
 """
 
-from cfgd.runtime import errors
 from configs import base
 from configs import embedded
 
@@ -38,8 +37,7 @@ def get_config(size="gpu"):
   config.metrics.feature_network = "own:fashion"
   config.metrics.feature_net.steps = 1500
   sizes = {"gpu": _gpu, "cpu": _cpu, "fast": _fast}
-  if size not in sizes:
-    raise errors.UserError(f"--config=...:{size}: must be :gpu, :cpu or :fast")
+  base.check_form(size, *sizes)
   sizes[size](config)
   return config
 

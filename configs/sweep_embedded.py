@@ -1,12 +1,14 @@
 """The paper's experiment at small scale, on the embedded data: `make demo`.
 
-Sweeps guidance strength w for one model and one T, with a few points of the
-other axes: label-drop probability (Figure 4) and number of steps (Figure 5).
-Beside Algorithm 2, a sampler of few steps.
+Sweeps guidance strength w for one model by Algorithm 2, and beside it by a
+sampler of few steps. With a few points of the other axes, label-drop
+probability (Figure 4) and number of steps (Figure 5), in twice the time:
 
-  python -m experiments.sweep --config=configs/sweep_embedded.py --workdir=DIR
+  python -m experiments.sweep --config=configs/sweep_embedded.py:full
+      --workdir=DIR
 """
 
+from configs import base
 from configs import embedded
 
 _NOTES = (
@@ -19,22 +21,28 @@ _NOTES = (
 )
 
 
-def get_config():
-  """Return the embedded config with its grids."""
+def get_config(form="demo"):
+  """Return the embedded config with its grids.
+
+  Args:
+    form: "demo", or "full" with the axes p_uncond and T.
+  """
+  base.check_form(form, "demo", "full")
   config = embedded.get_config()
   grids = config.sweep.grids
   grids.main.p_uncond = (0.1,)
   grids.main.T = (16,)
   grids.main.w = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
-  grids.p_uncond = {"p_uncond": (0.5,), "T": (16,), "w": (0.0, 0.3, 1.0)}
-  grids.T = {"p_uncond": (0.1,), "T": (8,), "w": (0.0, 0.3)}
   grids.fast = {
     "p_uncond": (0.1,),
     "T": (12,),
-    "w": (0.0, 0.1, 0.3, 0.5),
+    "w": (0.0, 0.3, 0.5),
     "sampler": ("sde_dpmpp_2m",),
     "grid": ("logsnr",),
   }
+  if form == "full":
+    grids.p_uncond = {"p_uncond": (0.5,), "T": (16,), "w": (0.0, 0.3, 1.0)}
+    grids.T = {"p_uncond": (0.1,), "T": (8, 32), "w": (0.0, 0.3)}
   config.sweep.distance = "fd_embedded"
   config.sweep.score = "is_embedded"
   config.sweep.title = "Classifier-free guidance on 10x10 digits"

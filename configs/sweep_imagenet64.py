@@ -19,7 +19,7 @@ Figures 1 and 6, from one of its models:
 On a pod or a cluster: docs/launch.md.
 """
 
-from cfgd.runtime import errors
+from configs import base
 from configs import imagenet64
 from configs import imagenet64_classifier
 
@@ -74,8 +74,7 @@ def get_config(form="paper"):
 
 def set_form(config, form):
   """Leave a sweep as the paper's, or make it one of few steps."""
-  if form not in ("paper", "fast"):
-    raise errors.UserError(f"--config=...:{form}: must be :paper or :fast")
+  base.check_form(form, "paper", "fast")
   if form == "fast":
     config.sampling.update(FEW_STEPS)
     for axes in config.sweep.grids.values():

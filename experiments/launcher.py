@@ -6,6 +6,7 @@ import logging as python_logging
 import os
 import re
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -187,23 +188,26 @@ def _mistakes_in_one_line():
   try:
     yield
   except flags.Error as error:
-    _stop(_of_config(error) or error)
+    _stop(_innermost(error))
   except (AttributeError, KeyError) as error:
     _stop(unknown_field(sys.argv) or f"--config: {error}")
   except (TypeError, ValueError, OSError) as error:
     _stop(f"--config: {error}")
 
 
-def _of_config(error):
-  """Return the mistake that a config file names, None if it names none.
+def _innermost(error):
+  """Return an error as a line; of a config file's, with its place.
 
-  ml_collections raises it again with a traceback for a message.
+  ml_collections raises what a config file raises again, with the traceback in
+  its message.
   """
-  found = None
-  while error:
-    found = error if isinstance(error, errors.UserError) else found
-    error = error.__cause__ or error.__context__
-  return found
+  first = error
+  while first.__context__:
+    first = first.__context__
+  if "whilst parsing config file" not in str(error):
+    return str(error)
+  where = traceback.extract_tb(first.__traceback__)[-1]
+  return f"{first} ({os.path.relpath(where.filename)}:{where.lineno})"
 
 
 def _set_up_logging():

@@ -18,6 +18,7 @@ from configs import imagenet64
 from configs import imagenet64_classifier
 from configs import imagenet128
 from configs import imagenet128_classifier
+from configs import sweep_embedded
 from configs import sweep_fashion_mnist
 from configs import sweep_imagenet64
 from configs import sweep_imagenet128
@@ -93,6 +94,37 @@ _CLASSIFIERS = {
     "train.steps": 300_000,
   },
 }
+
+
+@pytest.mark.parametrize("module", [sweep_imagenet64, sweep_imagenet128])
+def test_fast_forms_are_the_papers_cells_in_few_evaluations(module):
+  paper, fast = module.get_config(), module.get_config("fast")
+  assert identity.of_model(fast) == identity.of_model(paper)
+  assert fast.sampling.sampler == "sde_dpmpp_2m"
+  assert not fast.sweep.paper  # whose numbers are Algorithm 2's
+  plans = [
+    grid.cells(config.sweep.grids, config.sampling) for config in (paper, fast)
+  ]
+  points = [{(c.p_uncond, c.w, c.fields) for c in cells} for cells in plans]
+  assert points[0] == points[1]
+  assert {cell.T for cell in plans[1]} == {12}
+  for form in ("quick", ""):
+    with pytest.raises(ValueError, match=f":{form}: must be :paper or :fast"):
+      module.get_config(form)
+
+
+def test_the_full_form_of_the_demo_has_the_other_axes():
+  demo, full = (sweep_embedded.get_config(k) for k in ("demo", "full"))
+  few, all_of_them = (
+    set(grid.cells(config.sweep.grids, config.sampling))
+    for config in (demo, full)
+  )
+  assert few < all_of_them
+  assert {cell.p_uncond for cell in few} == {0.1}
+  assert {cell.p_uncond for cell in all_of_them} == {0.1, 0.5}
+  assert {cell.T for cell in all_of_them} == {8, 12, 16, 32}
+
+
 _SWEEPS = {
   imagenet64_classifier: sweep_imagenet64,
   imagenet128_classifier: sweep_imagenet128,

@@ -18,12 +18,11 @@ from tests.data import imagenet_like
 TINY = tiny_config.flags(tiny_config.TINY)
 TINY_GRIDS = tiny_config.flags(
   {
+    "sweep.grids.main.p_uncond": (0.1, 0.5),
     "sweep.grids.main.T": (3,),
-    "sweep.grids.main.w": (0.0, 1.0),
-    "sweep.grids.p_uncond.T": (2,),
-    "sweep.grids.p_uncond.w": (0.5,),
-    "sweep.grids.T.T": (2,),
-    "sweep.grids.T.w": (0.5,),
+    "sweep.grids.main.w": (0.5,),
+    "sweep.grids.fast.T": (2,),
+    "sweep.grids.fast.w": (0.0, 1.0),
   }
 )
 
@@ -115,6 +114,11 @@ def test_sample_and_evaluate(trained):
     ("must be in 0..9", "sample", ["--config.sampling.labels=10,"]),
     ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),
     ("invalid literal", "sample", ["--config.sampling.T=abc"]),
+    (
+      "must be :demo or :full (configs/base.py:",
+      "sweep",
+      ["--config=configs/sweep_embedded.py:large"],
+    ),
     ("no such file", "evaluate", ["--samples=none.npz"]),
     ("give --workdir", "evaluate", ["--reference=none.npz"]),
   ],

@@ -77,8 +77,11 @@ def _frontier(summary, axis, other):
     own = summary_lib.select(chosen, **at)
     curves.append(curve(_label(at), own, *names))
   beside, caption = _beside(summary, axis, fixed)
+  curves += beside
+  # Of a single curve the picture over p_uncond is enough.
+  drawn = len(curves) > 1 or axis == "p_uncond"
   return (
-    plots.frontier_figure([*curves, *beside], *names, label),
+    plots.frontier_figure(curves, *names, label) if drawn else None,
     f"{summary.distance} over {summary.score} at {label}, one curve per "
     f"{axis}; the numbers are w.",
     caption,
@@ -89,23 +92,31 @@ def _samplers(summary):
   """Plot each sampler and T at the commonest p_uncond, if there are several."""
   fixed = summary_lib.commonest(summary.averages, "p_uncond")
   names, label = (summary.distance, summary.score), _label(fixed)
-  kinds = {}
-  for result in summary_lib.select(summary.averages, **fixed):
-    fields = dict(result.cell.fields)
-    if fields.keys() <= _OF_SAMPLERS:
-      kind = result.sampler, result.cell.T, *fields.items()
-      kinds.setdefault(kind, []).append(result)
-  curves = []
-  for (sampler, steps, *fields), own in kinds.items():
-    others = [f"{k} {v}" for k, v in fields if k != "sampler"]
-    line = ", ".join([f"{sampler}, T = {steps}", *others])
-    curves.append(curve(line, own, *names))
-  several = len({sampler for sampler, *_ in kinds}) > 1
+  curves = sampler_curves(summary, fixed)
+  several = len({line.label.split(",")[0] for line in curves}) > 1
   return (
     plots.frontier_figure(curves, *names, label) if several else None,
     f"{summary.distance} over {summary.score} at {label}, one curve per "
     "sampler and T; the numbers are w.",
   )
+
+
+def sampler_curves(summary, fixed):
+  """Return one curve for each sampler, T and grid.
+
+  Args:
+    summary: of the sweep.
+    fixed: {"p_uncond"} of the cells.
+  """
+  kinds = collections.defaultdict(list)
+  for result in summary_lib.select(summary.averages, **fixed):
+    fields = dict(result.cell.fields)
+    if fields.keys() <= _OF_SAMPLERS:
+      others = [f"{k} {v}" for k, v in fields.items() if k != "sampler"]
+      label = f"{result.sampler}, T = {result.cell.T}"
+      kinds[", ".join([label, *others])].append(result)
+  names = summary.distance, summary.score
+  return [curve(label, own, *names) for label, own in kinds.items()]
 
 
 def _over_w(summary):

@@ -30,12 +30,11 @@ TINY = tiny.TINY | {
 }
 SWEEP = TINY | {
   "train.steps": 30,
+  "sweep.grids.main.p_uncond": (0.1, 0.5),
   "sweep.grids.main.T": (3,),
-  "sweep.grids.main.w": (0.0, 0.5, 1.0),
-  "sweep.grids.p_uncond.T": (3,),
-  "sweep.grids.p_uncond.w": (0.0, 0.5),
-  "sweep.grids.T.T": (2,),
-  "sweep.grids.T.w": (0.5,),
+  "sweep.grids.main.w": (0.0, 0.5),
+  "sweep.grids.fast.T": (2,),
+  "sweep.grids.fast.w": (0.0, 0.5),
 }
 _NUM_CELLS = 6
 # The embedded model as configs/ has it. Losses of two layouts differ by the

@@ -376,3 +376,31 @@ def test_each_way_of_guiding_has_its_curve_and_its_best(cells):
   }
   last = [result.cell.id for result in summary.averages[-2:]]
   assert last == ["p0.1_T32_w0_score_scale-1.1", "p0.1_T32_w0_score_scale-1.2"]
+
+
+def test_samplers_share_a_picture(cells, tmp_path):
+  few = [
+    make_cell(
+      *(tmp_path, 0.1, 12, w, 1.0 + w, 8.0 + w),
+      fields={"sampler": "sde_dpmpp_2m", "grid": "logsnr"},
+      sampler="sde_dpmpp_2m",
+      v=None,
+    )
+    for w in (0.0, 1.0)
+  ]
+  guided = make_cell(
+    *(tmp_path, 0.1, 12, 2.0, 9.0, 9.0), fields={"guidance": "classifier"}
+  )
+  results = [*cells, *few, guided]
+  summary = make_summary(results, [result.cell for result in results])
+  curves = pictures.sampler_curves(summary, {"p_uncond": 0.1})
+  points = {line.label: line.points[:, 0].tolist() for line in curves}
+  assert points == {
+    "ancestral, T = 32": [w for w, *_ in MAIN],
+    "ancestral, T = 8": [0.3],
+    "sde_dpmpp_2m, T = 12, grid logsnr": [0.0, 1.0],
+  }
+  folder = run(tmp_path, results, [result.cell for result in results])
+  assert (folder / "figures/frontier_sampler.png").exists()
+  text = (folder / "report.md").read_text()
+  assert "sde_dpmpp_2m sampler, 1000 samples per cell" in text
