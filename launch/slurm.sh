@@ -58,7 +58,7 @@ submit() {
   local root="$1" script="$1/launch/$2" options=("${@:3}")
   ((gpus == 0)) || options+=("--gpus-per-node=$gpus")
   require_command sbatch
-  (cd "$root" && [[ -f "$config" ]]) ||
+  (cd "$root" && [[ -f "${config%%:*}" ]]) ||
     die "--config=$config: no such file; paths are relative to $root"
   run sbatch --chdir="$root" --nodes="$nodes" \
     --ntasks-per-node="$tasks_per_node" "${options[@]}" \

@@ -175,7 +175,7 @@ start() {
 launch() {
   require --config "$config"
   require --workdir "$workdir"
-  [[ -f "$root/$config" ]] ||
+  [[ -f "$root/${config%%:*}" ]] ||
     die "--config=$config: no such file; it is relative to $root"
   [[ "$workdir" == gs://* ]] ||
     die "--workdir=$workdir: must be in a bucket, gs://..., which all workers see"

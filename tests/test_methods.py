@@ -1,19 +1,20 @@
-"""The rows of METHODS, and the documentation's table of them."""
+"""The rows of METHODS, SAMPLERS and GRIDS, and the documentation's tables."""
 
 import pathlib
 import re
 
 import pytest
 
+from cfgd import diffusion
 from cfgd import methods
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "guidance.md"
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 
-def documented():
-  """Return {name: its cells} of the table of methods."""
-  text = PAGE.read_text()
-  table = text[text.index("| `guidance` | what |") :].split("\n\n")[0]
+def documented(page="guidance.md", header="| `guidance` | what |"):
+  """Return {name: its cells} of a table, that of the methods by default."""
+  text = (DOCS / page).read_text()
+  table = text[text.index(header) :].split("\n\n")[0]
   rows = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in table.splitlines()[2:]
@@ -41,6 +42,28 @@ def test_the_documentation_has_what_a_method_needs_and_costs(name):
   unguided = methods.Strength(w=0.0, classifier_w=0.0)
   at_zero = method.evaluations(unguided, 0.25, 10)
   assert at_zero == (1 if method.at_zero or not method.strengths else 1.5)
+
+
+def named(cell):
+  return tuple(re.findall(r"`(\w+)`", cell))
+
+
+def test_the_documentation_has_every_sampler_with_its_numbers():
+  rows = documented("sampling.md", "| `sampler` | what | order |")
+  assert list(rows) == list(diffusion.SAMPLERS)
+  for name, (_, _, noise, v, numbers, grid) in rows.items():
+    row = diffusion.SAMPLERS[name]
+    assert set(named(numbers)) == set(row.numbers)
+    assert (v == "yes") == row.uses_v
+    assert bool(noise) == ("noise_scale" in numbers or bool(row.without_score))
+    assert named(grid)[0] in methods.GRIDS
+
+
+def test_the_documentation_has_every_grid_with_its_numbers():
+  rows = documented("sampling.md", "| `grid` | log-SNRs |")
+  assert list(rows) == list(methods.GRIDS)
+  for name, (_, numbers) in rows.items():
+    assert named(numbers) == methods.GRIDS[name].numbers
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

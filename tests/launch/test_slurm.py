@@ -47,6 +47,14 @@ def test_dry_run_of_a_sweep_of_16_shards(cluster):
   assert not cluster.calls()
 
 
+def test_a_form_of_a_config_is_passed_on(cluster):
+  config, workdir = SWEEP
+  flags = (f"{config}:fast", workdir, "--shards=16", "--python=python")
+  code, out, _ = cluster.run("slurm_sweep.sh", *flags, "--dry-run")
+  assert code == 0
+  assert out == DRY_SHARDS.replace("imagenet64.py", "imagenet64.py:fast")
+
+
 @pytest.mark.parametrize(
   ("flags", "wanted"),
   [

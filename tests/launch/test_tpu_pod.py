@@ -47,6 +47,10 @@ def test_dry_run_of_a_v5p_pod(pod):
   sweep = ("--config=configs/sweep_imagenet64.py", "--workdir=gs://b/a sweep")
   flags = (*NODE, *sweep, "--shard=1/2", "--dry-run")
   assert pod.run("tpu_pod.sh", "sweep", *flags) == (0, DRY_SWEEP, "")
+  form = tuple(k.replace("imagenet64.py", "imagenet64.py:fast") for k in flags)
+  code, out, _ = pod.run("tpu_pod.sh", "sweep", *form)
+  assert code == 0
+  assert out == DRY_SWEEP.replace("imagenet64.py", "imagenet64.py:fast")
   assert not pod.calls()
 
 
