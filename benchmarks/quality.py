@@ -10,7 +10,8 @@ as high again as its lowest.
 
 Intervals are Student's at 95% over the training seeds, each with its mean over
 the sampling seeds. Measurements are kept in the folder: the same command
-resumes, and one that asks for more measures what is missing.
+resumes, one that asks for more measures what is missing, and --known measures
+nothing and reports what there is.
 """
 
 import json
@@ -28,6 +29,7 @@ from benchmarks import machine
 from cfgd import diffusion
 from cfgd import identity
 from cfgd import methods
+from cfgd import validation
 from cfgd.metrics import evaluate
 from cfgd.report import plots
 from cfgd.runtime import errors
@@ -58,6 +60,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds.", lower_bound=1)
 _LONG_SEEDS = flags.DEFINE_integer(
   "long_seeds", 3, f"Sampling seeds where T >= {_LONG}.", lower_bound=1
 )
+_KNOWN = flags.DEFINE_bool("known", False, "Report what the folder has.")
 _PICTURE = flags.DEFINE_string("picture", None, "PNG of distance over T.")
 flags.mark_flag_as_required("workdir")
 
@@ -82,10 +85,13 @@ class Measurements:
     return config
 
   def measure(self, model, **sampling):
-    """Return the metrics of one set of samples, making what is missing."""
+    """Return the metrics of one set of samples, making what is missing.
+
+    With --known, None is returned for what is missing.
+    """
     config = self.config(model, **sampling)
     key = _key(config, sampling)
-    if key not in self._known:
+    if key not in self._known and not _KNOWN.value:
       workdir = self._workdir / f"model{model}"
       loop.train(config, workdir)
       evaluate.prepare(config, workdir)
@@ -95,7 +101,7 @@ class Measurements:
       scored = evaluate.evaluate(config, workdir, samples)
       self._known[key] = scored["metrics"] | {"seconds": seconds}
       files.write_atomic(self._path, json.dumps(self._known, indent=2) + "\n")
-    return self._known[key]
+    return self._known.get(key)
 
 
 def _key(config, sampling):
@@ -109,21 +115,24 @@ def _key(config, sampling):
 
 
 def _row(measurements, **sampling):
-  """Return the means over all seeds at one strength."""
+  """Return the means over all seeds at one strength, None without them."""
   seeds = _LONG_SEEDS.value if sampling["T"] >= _LONG else _SEEDS.value
   sets = [
     [measurements.measure(model, **sampling, seed=k) for k in range(seeds)]
     for model in range(_MODELS.value)
   ]
+  sets = [[one for one in own if one] for own in sets]
+  if not all(sets):
+    return None
   config = measurements.config(0, **sampling)
   means = {
     name: [statistics.mean(one[name] for one in own) for own in sets]
-    for name in (config.sweep.distance, config.sweep.score, "recall")
+    for name in (config.sweep.distance, "recall")
   }
   row = sampling | {
-    "evaluations": planner.evaluations(config, 0.0),
+    "evaluations": float(planner.evaluations(config, 0.0)),
     "models": len(sets),
-    "seeds": seeds,
+    "seeds": min(map(len, sets)),
     "distances": means[config.sweep.distance],
     "seconds": min(one["seconds"] for own in sets for one in own),
   }
@@ -147,21 +156,24 @@ def _text(row, distance):
   low, high = row["interval"]
   return (
     f"{row['sampler'] + '/' + row['grid']:24} T={row['T']:<4} w={row['w']:<4g} "
-    f"{row['evaluations']:4} evaluations  {distance} {row[distance]:6.2f} "
+    f"{row['evaluations']:4g} evaluations  {distance} {row[distance]:6.2f} "
     f"({low:.2f} to {high:.2f})  recall {row['recall']:.2f}  "
     f"{row['models']}x{row['seeds']} seeds"
   )
 
 
 def best_of_curve(measurements, distance, strengths, **at):
-  """Return the row of the best w, the smallest w first."""
+  """Return the row of the best w, the smallest w first; None without any."""
   rows = []
   for w in strengths:
-    rows.append(_row(measurements, **at, w=w))
+    row = _row(measurements, **at, w=w)
+    if not row:
+      continue
+    rows.append(row)
     lowest = min(row[distance] for row in rows)
     if rows[-1][distance] > _RISEN * lowest:
       break
-  return min(rows, key=lambda row: row[distance])
+  return min(rows, key=lambda row: row[distance], default=None)
 
 
 def _beside(rows):
@@ -223,8 +235,9 @@ def _pairs():
 def main():
   """Measure, print the best of every curve, write JSON and the picture."""
   config, workdir = _CONFIG.value, epath.Path(_WORKDIR.value)
-  config.sweep.distance, config.sweep.score = "fd_embedded", "is_embedded"
-  distance, pairs = config.sweep.distance, _pairs()
+  name = validation.own_network(config)
+  distance, pairs = f"fd_{name}" if name else "fid", _pairs()
+  config.sweep.distance = distance
   measurements = Measurements(config, workdir)
   strengths = sorted(map(float, _STRENGTHS.value))
   best = [
@@ -234,6 +247,7 @@ def main():
     for steps in sorted(map(int, _STEPS.value))
     for sampler, grid in pairs
   ]
+  best = [row for row in best if row]
   _beside(best)
   print("\nThe best of every curve:")
   best.sort(key=lambda row: pairs.index([row["sampler"], row["grid"]]))

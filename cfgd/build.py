@@ -232,6 +232,15 @@ def logsnrs(config):
   return grid.levels(model(config), int(order[-1]) + 1, **numbers)[order]
 
 
+def evaluated_logsnrs(config):
+  """Return `logsnrs`, or where the sampler evaluates instead, see `Sampler`."""
+  sampler, given = diffusion.SAMPLERS[config.sampling.sampler], logsnrs(config)
+  if not sampler.moved:
+    return given
+  numbers = {name: config.sampling[name] for name in sampler.moved_by}
+  return sampler.moved(given, **numbers)
+
+
 def sampling_choices(sampling):
   """Return the settings of a sampler that are compiled in."""
   names = set(sampler_lib.Choices._fields) - {"rescale"}

@@ -123,7 +123,7 @@ def x_from_eps(z, eps, logsnr):
 
 def even_logsnrs(num, *, logsnr_low, logsnr_high):
   """Return `num` log-SNRs, evenly spaced."""
-  return jnp.linspace(logsnr_low, logsnr_high, num)
+  return jnp.asarray(np.linspace(logsnr_low, logsnr_high, num))
 
 
 def edm_logsnrs(num, *, logsnr_low, logsnr_high, rho):
@@ -132,8 +132,10 @@ def edm_logsnrs(num, *, logsnr_low, logsnr_high, rho):
   Its sigma is ours over alpha, exp(-lambda / 2); the rho-th root of it is
   evenly spaced.
   """
-  ends = (jnp.exp(-0.5 * end / rho) for end in (logsnr_low, logsnr_high))
-  return -2.0 * rho * jnp.log(jnp.linspace(*ends, num))
+  # In float64: roots lie close together, and their logarithms count rho times.
+  ends = np.array([logsnr_low, logsnr_high])
+  roots = np.linspace(*np.exp(-0.5 * ends / rho), num)
+  return jnp.asarray(np.clip(-2.0 * rho * np.log(roots), *ends))
 
 
 # Randomness is named: an image by (seed, index), its noise by the step, too.
@@ -528,6 +530,19 @@ def sde_dpmpp_2m(predict, keys, z, label, logsnrs, *, noise_scale=1.0):
 
 # EDM's limit, sqrt(2) - 1: churn at most doubles the variance.
 _MAX_CHURN = 0.41421356
+# A correction multiplies the difference of two eps by half of alpha times the
+# length of the transition in sigma / alpha. EDM starts at 80; the paper's grid
+# starts at 22,000, where this would leave nothing of x.
+_MAX_CORRECTION = 16.0
+
+
+def churned(logsnrs, *, churn, churn_low, churn_high):
+  """Return the log-SNRs [T] at which `heun` evaluates, see there."""
+  grown = jnp.minimum(churn / (logsnrs.shape[0] // 2 + 1), _MAX_CHURN)
+  starts = jnp.arange(logsnrs.shape[0]) % 2 == 0
+  within = starts & (churn_low <= logsnrs) & (logsnrs <= churn_high)
+  noisier = logsnrs - 2.0 * jnp.log1p(jnp.where(within, grown, 0.0))
+  return jnp.maximum(noisier, logsnrs[0])  # no noisier than the start
 
 
 def heun(
@@ -547,7 +562,8 @@ def heun(
   EDM's sigma is s = sigma / alpha here, and its x is z / alpha, whose slope
   over s is eps. A transition is Euler's step, which is `flow`, and its
   correction by the slope where it leads: odd evaluations start a transition,
-  even ones correct it. If T is even, the last transition is not corrected.
+  even ones correct it. If T is even, the last transition is not corrected, nor
+  is one that is too long at high noise.
 
   Args:
     predict: see `ancestral` for this and the next three.
@@ -563,27 +579,27 @@ def heun(
     noise_scale: factor of its standard deviation, EDM's S_noise.
 
   Returns:
-    [B, ...] samples: x predicted at lambda_T.
+    [B, ...] samples: x of the last evaluation.
   """
-  grown = jnp.minimum(churn / (logsnrs.shape[0] // 2 + 1), _MAX_CHURN)
+  ats = churned(
+    logsnrs, churn=churn, churn_low=churn_low, churn_high=churn_high
+  )
 
   def step(carry, inputs):
-    (z, eps_start, s_start, _), (t, logsnr, logsnr_next) = carry, inputs
-    starts = t % 2 == 1
-    churned = starts & (churn_low <= logsnr) & (logsnr <= churn_high)
-    at = logsnr - 2.0 * jnp.log1p(jnp.where(churned, grown, 0.0))
-    at = jnp.maximum(at, logsnrs[0])  # no noisier than the start
+    (z, eps_start, s_start, _), (at, (t, logsnr, logsnr_next)) = carry, inputs
     noise = noise_scale * normal(fold_in(keys, t), z.shape[1:])
     z = renoise(z, noise, logsnr=logsnr, logsnr_noisy=at)
     x, _ = predict(z, at, label)
     alpha, sigma = alpha_sigma(at)
     eps, s = (z - alpha * x) / sigma, jnp.exp(-0.5 * at)
     euler = flow(z, x, logsnr=at, logsnr_next=logsnr_next)
-    corrected = z + 0.5 * alpha * (s - s_start) * (eps - eps_start)
-    return (jnp.where(starts, euler, corrected), eps, s, x), None
+    weight = alpha * (s_start - s)
+    weight = jnp.where(weight <= _MAX_CORRECTION, weight, 0.0)
+    corrected = z - 0.5 * weight * (eps - eps_start)
+    return (jnp.where(t % 2 == 1, euler, corrected), eps, s, x), None
 
   start = z, z, jnp.zeros((), logsnrs.dtype), z
-  (*_, x), _ = jax.lax.scan(step, start, transitions(logsnrs))
+  (*_, x), _ = jax.lax.scan(step, start, (ats, transitions(logsnrs)))
   return x
 
 
@@ -600,6 +616,9 @@ class Sampler(NamedTuple):
       with the same samples where no classifier guides; "" for all others.
     evaluations: of `predict` per transition: the first at its start, all others
       at its end.
+    moved: None, or (logsnrs [T], **numbers) -> log-SNRs [T], of a sampler that
+      evaluates elsewhere than at those it is given.
+    moved_by: the numbers of `moved`.
   """
 
   sample: Callable
@@ -607,6 +626,8 @@ class Sampler(NamedTuple):
   uses_v: bool = True
   without_score: str = ""
   evaluations: int = 1
+  moved: Callable | None = None
+  moved_by: tuple[str, ...] = ()
 
   def levels(self, num_evaluations):
     """Return the index [T] into the grid's levels of each evaluation."""
@@ -627,5 +648,7 @@ SAMPLERS = {
     numbers=("churn", "churn_low", "churn_high", "noise_scale"),
     uses_v=False,
     evaluations=2,
+    moved=churned,
+    moved_by=("churn", "churn_low", "churn_high"),
   ),
 }

@@ -338,6 +338,8 @@ def warn_of_unused(config):
     if now[f"sampling.{name}"] != default[f"sampling.{name}"]
     # At w = 0 the guiding network still has to exist.
     and not (needed and name in ("guide_dir", "guide_step"))
+    # Samplers without a use for a network's own v need it to be said.
+    and not (config.model.learn_sigma and name == "v_from")
   ]
   if idle:
     logging.warning("%s.", "; ".join(idle))

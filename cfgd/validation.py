@@ -133,9 +133,7 @@ RULES = {
   "sampling.score_scale": _factor,
   "sampling.noise_scale": _factor,
   "sampling.grid": _row_of(methods.GRIDS),
-  "sampling.rho": _that(
-    lambda value: 0 < value < math.inf, "must be a number above 0"
-  ),
+  "sampling.rho": _between(1, 1000),
   "sampling.churn": _factor,
   "sampling.v": _between(0, 1),
   "sampling.v_from": _one_of("own", "config"),
@@ -382,10 +380,11 @@ def _validate_grid(config):
   require, sampling = functools.partial(_require, config), config.sampling
   grid, levels = methods.GRIDS[sampling.grid], config.diffusion
   here = f"sampling.grid={sampling.grid!r}"
-  for name in {"logsnr_low", "logsnr_high"} & {*grid.numbers}:
+  for name in ("logsnr_low", "logsnr_high"):
     require(
       f"sampling.{name}",
-      levels.logsnr_min <= sampling[name] <= levels.logsnr_max,
+      name not in grid.numbers
+      or levels.logsnr_min <= sampling[name] <= levels.logsnr_max,
       f"must be within the log-SNRs of training, diffusion.logsnr_min="
       f"{levels.logsnr_min} to diffusion.logsnr_max={levels.logsnr_max}",
     )
@@ -490,7 +489,18 @@ def validate_grids(config):
       )
       wrong = _wrong_type(values, 0.0 if axis == "p_uncond" else sampling[axis])
       require(not wrong, wrong)
+      _validate_values(config, field, values)
     _validate_effects(config, name, axes)
+
+
+def _validate_values(config, field, values):
+  """Check the values of a grid's axis by the rule of its field."""
+  axis = field.rpartition(".")[2]
+  section = "diffusion" if axis == "p_uncond" else "sampling"
+  rule = RULES.get(f"{section}.{axis}")
+  for value in values if rule else ():
+    wrong = rule(value)
+    _require(config, field, not wrong, wrong, value=value)
 
 
 def _wrong_type(values, example):
@@ -517,10 +527,10 @@ def _validate_effects(config, name, axes):
     idle = identity.unused(at)
     for axis, value in cell.items():
       why = axis in idle and identity.why_unused(at, axis)
+      if axis == "v_from" and idle.get(axis) == "sampling.sampler":
+        why = not config.model.learn_sigma and why  # it allows the sampler
       reasons.setdefault((axis, value), []).append(why)
   for (axis, value), whys in reasons.items():
-    if axis == "v_from" and config.model.learn_sigma:
-      continue  # samplers without a use for the network's v need "config"
     _require(
       config,
       f"sweep.grids.{name}.{axis}",

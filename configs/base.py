@@ -11,7 +11,7 @@ def check_form(form, *allowed):
   """Raise unless a config's argument, --config=FILE:FORM, is allowed."""
   if form not in allowed:
     choices = " or ".join(f":{each}" for each in allowed)
-    raise ValueError(f"--config=FILE:{form}: must be {choices}")
+    raise ValueError(f"the form {form!r} must be {choices}")
 
 
 def get_config():
@@ -159,7 +159,8 @@ def get_config():
         "guidance": "cfg",
         # The paper's guidance strength; the other convention is s = 1 + w.
         "w": 0.1,
-        # Over the noise levels: constant, or linear or cosine from 0 to 2 w.
+        # Over the noise levels: constant, or from 0 at u = 1 to 2 w at u = 0,
+        # linear or cosine in u.
         "w_schedule": "constant",
         # Log-SNRs (low, high) that are guided; empty: all.
         "interval": (),

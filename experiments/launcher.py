@@ -190,7 +190,8 @@ def _mistakes_in_one_line():
   except flags.Error as error:
     _stop(_innermost(error))
   except (AttributeError, KeyError) as error:
-    _stop(unknown_field(sys.argv) or f"--config: {error}")
+    line = unknown_field(sys.argv) or _missing_name(sys.argv, error)
+    _stop(line or f"--config: {error}")
   except (TypeError, ValueError, OSError) as error:
     _stop(f"--config: {error}")
 
@@ -206,8 +207,27 @@ def _innermost(error):
     first = first.__context__
   if "whilst parsing config file" not in str(error):
     return str(error)
-  where = traceback.extract_tb(first.__traceback__)[-1]
-  return f"{first} ({os.path.relpath(where.filename)}:{where.lineno})"
+  given = [k for k in sys.argv if re.match("--?config=", k)] or ["--config"]
+  frame = traceback.extract_tb(first.__traceback__)[-1]
+  where = f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
+  if "positional argument" in str(first):
+    return f"{given[-1]}: this config has no forms; leave out what follows ':'"
+  return f"{given[-1]}: {first}" + where * (frame.name != "check_form")
+
+
+def _missing_name(argv, error):
+  """Return a line about an override of a grid or axis that is not there."""
+  name = str(error).strip("\"'")
+  for argument in argv:
+    match = _OVERRIDE.match(argument)
+    parts = match[1].split(".") if match else ()
+    if match and match[1].startswith(_OPEN) and name in parts:
+      where = ".".join(parts[: parts.index(name)])
+      return (
+        f"--config.{match[1]}: {where} has no {name!r} in this config; add it "
+        "in a config file"
+      )
+  return None
 
 
 def _set_up_logging():

@@ -109,7 +109,7 @@ def test_fast_forms_are_the_papers_cells_in_few_evaluations(module):
   assert points[0] == points[1]
   assert {cell.T for cell in plans[1]} == {12}
   for form in ("quick", ""):
-    with pytest.raises(ValueError, match=f":{form}: must be :paper or :fast"):
+    with pytest.raises(ValueError, match=f"'{form}' must be :paper or :fast"):
       module.get_config(form)
 
 

@@ -115,7 +115,7 @@ def test_sample_and_evaluate(trained):
     ("has checkpoints at", "sample", ["--config.sampling.checkpoint_step=9"]),
     ("invalid literal", "sample", ["--config.sampling.T=abc"]),
     (
-      "must be :demo or :full (configs/base.py:",
+      "sweep_embedded.py:large: the form 'large' must be :demo or :full",
       "sweep",
       ["--config=configs/sweep_embedded.py:large"],
     ),

@@ -9,6 +9,7 @@ from cfgd import diffusion
 from cfgd import identity
 from cfgd import methods
 from cfgd.runtime import errors
+from configs import adm_imagenet64
 from configs import embedded
 from tests.sampling import test_guided
 from tests.sampling import test_sampling as common
@@ -212,6 +213,15 @@ def test_one_line_names_what_is_set_without_effect(monkeypatch):
   # A guiding network has to be there at w = 0, too.
   identity.warn_of_unused(at(guidance="auto", w=0.0, guide_step=3))
   assert len(lines) == 1
+
+
+def test_what_validation_asks_for_is_not_warned_of(monkeypatch):
+  config = adm_imagenet64.get_config()
+  config.sampling.update({"sampler": "dpmpp_2m", "v_from": "config"})
+  warned = []
+  monkeypatch.setattr(identity.logging, "warning", lambda *k: warned.append(k))
+  identity.warn_of_unused(config)
+  assert not warned
 
 
 def test_names_do_not_change_when_fields_are_added(set_defaults):

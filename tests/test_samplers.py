@@ -323,7 +323,42 @@ def test_clipped_predictions_bound_the_samples_and_a_nan_is_not_hidden(sampler):
   assert np.isnan(broken).all()
 
 
+@pytest.mark.parametrize("num_steps", [5, 32, 64])
+def test_heun_corrects_no_transition_that_is_too_long(num_steps):
+  """On the paper's grid: it would multiply rounding by up to 4,000."""
+  number = 100
+
+  def draw(dtype):
+    z = (
+      np.random.default_rng(0).standard_normal((number, 1, 1, 2)).astype(dtype)
+    )
+    logsnrs = np.float32(grid_of("uniform_u", "heun", num_steps)).astype(dtype)
+    predict = predictor(1.0, toy.denoiser(toy.THREE), null_label=3)
+    label = jnp.arange(number) % 3
+    sample = functools.partial(diffusion.heun, predict)
+    keys = diffusion.image_keys(0, np.arange(number))
+    return np.asarray(jax.jit(sample)(keys, jnp.array(z), label, logsnrs))
+
+  double = draw(np.float64)
+  assert np.abs(double).max() < 5  # the classes' means are of length 1
+  with jax.enable_x64(False):
+    single = draw(np.float32)
+  assert np.abs(single - double).max() < 1 / 255  # half a level of 8 bits
+
+
 # Grids.
+
+
+@pytest.mark.parametrize("rho", [1.0, 7.0, 1000.0])
+def test_the_edm_grid_holds_its_ends_in_float32(rho):
+  for low, high in ((-20.0, 20.0), (-7.0, 9.0)):
+    with jax.enable_x64(False):
+      levels = diffusion.edm_logsnrs(
+        12, logsnr_low=low, logsnr_high=high, rho=rho
+      )
+    assert levels.dtype == np.float32
+    assert (levels[0], levels[-1]) == (low, high)
+    assert (np.diff(levels) > 0).all()
 
 
 @pytest.mark.parametrize("num", [2, 7, 250])

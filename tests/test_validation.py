@@ -36,7 +36,7 @@ def test_configs_are_valid(name):
     ("sampling.sampler", "euler", "ancestral"),
     ("sampling.grid", "karras", "'uniform_u', 'logsnr', 'edm', 'adm'"),
     ("sampling.grid", "adm", "diffusion.timesteps must be adm_cosine"),
-    ("sampling.rho", 0.0, "above 0"),
+    ("sampling.rho", 0.5, "[1, 1000]"),
     ("sampling.churn", 1.0, "must be 0 where sampling.sampler='ancestral'"),
     ("sampling.churn", float("nan"), "at least 0"),
     ("sampling.weights", "both", "ema"),
@@ -150,6 +150,23 @@ def test_a_grid_may_say_that_samplers_do_without_the_networks_v():
     "v_from": ("config",),
   }
   validation.validate_grids(config)
+  # Without noise v has no effect, whatever the sampler.
+  config.sampling.noise_scale = 0.0
+  del config.sweep.grids["few"]
+  config.sweep.grids.idle = axes | {"v_from": ("own", "config")}
+  with pytest.raises(errors.UserError, match="v_from='config': has no effect"):
+    validation.validate_grids(config)
+
+
+def test_a_value_of_an_axis_is_checked_by_the_rule_of_its_field():
+  config = embedded.get_config()
+  config.sweep.grids.main = {
+    **{"p_uncond": (0.1,), "T": (4,), "w": (0.3,)},
+    "sampler": ("ddim", "heun,"),
+  }
+  words = r"^sweep\.grids\.main\.sampler='heun,': must be one of"
+  with pytest.raises(errors.UserError, match=words):
+    validation.validate_grids(config)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "sweep_fashion_mnist"])

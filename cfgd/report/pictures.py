@@ -15,7 +15,7 @@ _MAX_GRIDS = 8
 # Fields of `sampling` that say by which steps it goes.
 _OF_SAMPLERS = {
   *("sampler", "grid", "logsnr_low", "logsnr_high", "rho"),
-  *("churn", "churn_low", "churn_high"),
+  *("churn", "churn_low", "churn_high", "v", "v_from"),
 }
 
 SAMPLES = "Samples from the same noise and labels at every w."

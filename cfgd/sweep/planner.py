@@ -56,7 +56,7 @@ def evaluations(config, guide_cost):
   sampling, classes = config.sampling, config.data.num_classes
   method = methods.METHODS[sampling.guidance]
   low, high = tuple(sampling.interval) or (-math.inf, math.inf)
-  logsnrs = np.asarray(build.logsnrs(config))
+  logsnrs = np.asarray(build.evaluated_logsnrs(config))
   inside = (low <= logsnrs) & (logsnrs < high)
   strengths = (
     methods.Strength(sampling.w * k, sampling.classifier_w * k) for k in inside

@@ -378,11 +378,12 @@ def test_each_way_of_guiding_has_its_curve_and_its_best(cells):
   assert last == ["p0.1_T32_w0_score_scale-1.1", "p0.1_T32_w0_score_scale-1.2"]
 
 
-def test_samplers_share_a_picture(cells, tmp_path):
+@pytest.mark.parametrize("own_v", [{}, {"v_from": "config"}])
+def test_samplers_share_a_picture(cells, tmp_path, own_v):
   few = [
     make_cell(
       *(tmp_path, 0.1, 12, w, 1.0 + w, 8.0 + w),
-      fields={"sampler": "sde_dpmpp_2m", "grid": "logsnr"},
+      fields={"grid": "logsnr", "sampler": "sde_dpmpp_2m"} | own_v,
       sampler="sde_dpmpp_2m",
       v=None,
     )
@@ -398,7 +399,10 @@ def test_samplers_share_a_picture(cells, tmp_path):
   assert points == {
     "ancestral, T = 32": [w for w, *_ in MAIN],
     "ancestral, T = 8": [0.3],
-    "sde_dpmpp_2m, T = 12, grid logsnr": [0.0, 1.0],
+    ", ".join(
+      ["sde_dpmpp_2m, T = 12, grid logsnr"]
+      + [f"{name} {value}" for name, value in own_v.items()]
+    ): [0.0, 1.0],
   }
   folder = run(tmp_path, results, [result.cell for result in results])
   assert (folder / "figures/frontier_sampler.png").exists()

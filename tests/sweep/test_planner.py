@@ -51,11 +51,13 @@ def test_evaluations_of_an_image(fields, desired):
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
 @pytest.mark.parametrize("grid", ["uniform_u", "edm"])
-def test_a_counted_sampler_agrees(sampler, grid):
+@pytest.mark.parametrize("churn", [0.0, 40.0])
+def test_a_counted_sampler_agrees(sampler, grid, churn):
   """Against evaluations counted where they are made."""
   config = embedded.get_config()
   config.sampling.update({"w": 0.3, "T": 8, "interval": (-3.0, 5.0)})
-  config.sampling.update({"sampler": sampler, "grid": grid})
+  config.sampling.update({"sampler": sampler, "grid": grid, "churn": churn})
+  row = diffusion.SAMPLERS[sampler]
   made = []
 
   def denoise(z, logsnr, label):
@@ -68,11 +70,12 @@ def test_a_counted_sampler_agrees(sampler, grid):
       denoise, np.float32(0.3) * inside, null_label=10, two_passes=True
     )(z, logsnr, label)
 
-  diffusion.SAMPLERS[sampler].sample(
+  row.sample(
     diffusion.predictor(guided, threshold=diffusion.clip, v=0.3),
     diffusion.image_keys(0, np.arange(1)),
     *(np.ones((1, 2), np.float32), np.zeros(1, np.int32)),
     build.logsnrs(config),
+    **{name: config.sampling[name] for name in row.moved_by},
   )
   jax.effects_barrier()
   assert planner.evaluations(config, 0.0) == len(made)
