@@ -133,11 +133,11 @@ def _row(measurements, **sampling):
     "evaluations": float(planner.evaluations(config, 0.0)),
     "models": len(sets),
     "seeds": min(map(len, sets)),
-    "distances": means[config.sweep.distance],
+    "distances": [[one[config.sweep.distance] for one in own] for own in sets],
     "seconds": min(one["seconds"] for own in sets for one in own),
   }
   row |= {name: statistics.mean(values) for name, values in means.items()}
-  row["interval"] = _interval(row["distances"])
+  row["interval"] = _interval(means[config.sweep.distance])
   print(_text(row, config.sweep.distance), flush=True)
   return row
 
@@ -177,7 +177,11 @@ def best_of_curve(measurements, distance, strengths, **at):
 
 
 def _beside(rows):
-  """Add to each row by how much it is above the reference, seed by seed."""
+  """Add to each row by how much it is above the reference, seed by seed.
+
+  Only by the sampling seeds that both have: samples of one seed start from the
+  same noise.
+  """
   reference = max(
     (row for row in rows if f"{row['sampler']}/{row['grid']}" == _REFERENCE),
     key=lambda row: row["T"],
@@ -185,7 +189,10 @@ def _beside(rows):
   )
   for row in rows if reference else ():
     pairs = zip(row["distances"], reference["distances"], strict=True)
-    more = [ours - theirs for ours, theirs in pairs]
+    more = [
+      statistics.mean(a - b for a, b in zip(ours, theirs, strict=False))
+      for ours, theirs in pairs
+    ]
     row["above_reference"] = statistics.mean(more)
     row["above_reference_interval"] = _interval(more)
 
@@ -253,6 +260,12 @@ def main():
   best.sort(key=lambda row: pairs.index([row["sampler"], row["grid"]]))
   for row in best:
     print(_text(row, distance))
+    if "above_reference" in row:
+      low, high = row["above_reference_interval"]
+      print(
+        f"  above the reference: {row['above_reference']:.2f} "
+        f"({low:.2f} to {high:.2f})"
+      )
   machine.write(machine.environment() | {"rows": best})
   if _PICTURE.value:
     picture = plots.png(_draw(best, distance))

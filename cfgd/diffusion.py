@@ -572,8 +572,8 @@ def heun(
     label: see `ancestral`.
     logsnrs: [T] log-SNR of each evaluation, lambda_1 <= .. <= lambda_T, may be
       traced: the 2nd and 3rd are equal, the 4th and 5th, and so on.
-    churn: EDM's S_churn: noise is added before each transition, as if over as
-      many transitions sigma / alpha grew by 1 + S_churn in all.
+    churn: EDM's S_churn: before each transition from one of n levels, noise
+      makes sigma / alpha larger by the factor 1 + churn / n, at most sqrt(2).
     churn_low: noisiest log-SNR that gets it, -2 log S_max.
     churn_high: cleanest log-SNR that gets it, -2 log S_min.
     noise_scale: factor of its standard deviation, EDM's S_noise.
