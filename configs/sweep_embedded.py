@@ -1,8 +1,9 @@
 """The paper's experiment at small scale, on the embedded data: `make demo`.
 
 Sweeps guidance strength w for one model by Algorithm 2, and beside it by a
-sampler of few steps. With a few points of the other axes, label-drop
-probability (Figure 4) and number of steps (Figure 5), in twice the time:
+sampler of few steps, both with 12 evaluations. With more of them and more
+samples, and a few points of the other axes, label-drop probability (Figure 4)
+and number of steps (Figure 5), in three times the time:
 
   python -m experiments.sweep --config=configs/sweep_embedded.py:full
       --workdir=DIR
@@ -31,7 +32,7 @@ def get_config(form="demo"):
   config = embedded.get_config()
   grids = config.sweep.grids
   grids.main.p_uncond = (0.1,)
-  grids.main.T = (16,)
+  grids.main.T = (12,)
   grids.main.w = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
   grids.fast = {
     "p_uncond": (0.1,),
@@ -40,7 +41,10 @@ def get_config(form="demo"):
     "sampler": ("sde_dpmpp_2m",),
     "grid": ("logsnr",),
   }
-  if form == "full":
+  if form == "demo":
+    config.sampling.num_samples = 750
+  else:
+    grids.main.T = (16,)
     grids.p_uncond = {"p_uncond": (0.5,), "T": (16,), "w": (0.0, 0.3, 1.0)}
     grids.T = {"p_uncond": (0.1,), "T": (8, 32), "w": (0.0, 0.3)}
   config.sweep.distance = "fd_embedded"

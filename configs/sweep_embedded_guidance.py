@@ -14,7 +14,7 @@ from configs import sweep_embedded
 
 def get_config():
   """Return the embedded sweep with guidance and temperatures as axes."""
-  config = sweep_embedded.get_config()
+  config = sweep_embedded.get_config("full")
   classifier = embedded_classifier.get_config()
   config.sweep.classifier = {
     "task": "classifier",
