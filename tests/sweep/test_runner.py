@@ -68,7 +68,7 @@ def small_sweep():
   config = conftest.make_tiny()
   config.sweep.grids.main.T = (3,)
   config.sweep.grids.main.w = (0.0, 0.5)
-  del config.sweep.grids.p_uncond
+  del config.sweep.grids.fast
   config.sweep.grids.T = {"p_uncond": (0.5,), "T": (2,), "w": (1.0,)}
   return config
 
@@ -374,7 +374,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
 def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
   config = small_sweep()
   config.sweep.grids.main.w = (0.0, -2.0)
-  with pytest.raises(errors.UserError, match=r"sampling\.w=-2"):
+  with pytest.raises(errors.UserError, match=r"main\.w=-2"):
     sweep(config, tmp_path)
   for field, value, words in (
     ("w", (), "at least one value"),
