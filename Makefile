@@ -1,6 +1,6 @@
 # make demo   the paper's experiment in small, on real images, six minutes
 # make results   the paper's claims with three seeds: writes docs/results.md
-# make test   format, lint, tests, some 7 minutes on 2 cores
+# make test   format, lint, tests, 7 to 9 minutes on 2 cores
 # make test-all   and the slow ones, as CI runs them
 PYTHON ?= python3
 VENV := .venv

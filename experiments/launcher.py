@@ -202,15 +202,15 @@ def _innermost(error):
   ml_collections raises what a config file raises again, with the traceback in
   its message.
   """
+  if "whilst parsing config file" not in str(error):
+    return str(error)
   first = error
   while first.__context__:
     first = first.__context__
-  if "whilst parsing config file" not in str(error):
-    return str(error)
   given = [k for k in sys.argv if re.match("--?config=", k)] or ["--config"]
   frame = traceback.extract_tb(first.__traceback__)[-1]
   where = f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
-  if "positional argument" in str(first):
+  if ":" in given[-1] and "get_config() takes 0 positional" in str(first):
     return f"{given[-1]}: this config has no forms; leave out what follows ':'"
   return f"{given[-1]}: {first}" + where * (frame.name != "check_form")
 
