@@ -178,31 +178,61 @@ def by_lead(work):
   """
   if jax.process_count() == 1:
     return work()
-  outcome = {}
-  if is_lead():
-    try:
-      outcome = {"value": work()}
-    except Exception as error:
-      _broadcast({"error": type(error).__name__, "message": str(error)})
-      raise
-  outcome = _broadcast(outcome)
-  if "error" not in outcome:
-    return outcome["value"]
-  kind = getattr(errors, outcome["error"], None)
-  if kind is None:
-    raise RuntimeError(f"process 0: {outcome['error']}: {outcome['message']}")
-  raise kind(outcome["message"])
+  value = in_all(work if is_lead() else lambda: None)
+  return _broadcast(value)
+
+
+def in_all(work):
+  """Return work(), done by every process; if it fails in one, it does in all.
+
+  The work must not wait for other processes: one that has failed would not
+  come. Where only some have failed, the others raise the first one's error, or
+  a RuntimeError unless it is of `errors`.
+
+  Raises:
+    Exception: as work() raises, with `in_all` set to True.
+  """
+  if jax.process_count() == 1:
+    return work()
+  value, failed = None, None
+  try:
+    value = work()
+  except Exception as error:
+    failed = error
+  said = [] if failed is None else [type(failed).__name__, str(failed)]
+  said = [json.loads(text) for text in _gather(json.dumps(said))]
+  for process, entry in enumerate(said):
+    if entry:
+      failed = failed or _error_of(process, *entry)
+      failed.in_all = True
+      raise failed
+  return value
+
+
+def _error_of(process, kind, message):
+  """Return another process's error."""
+  ours = getattr(errors, kind, None)
+  if isinstance(ours, type) and issubclass(ours, Exception):
+    return ours(message)
+  return RuntimeError(f"process {process}: {kind}: {message}")
 
 
 def _broadcast(value):
   """Return process 0's JSON value in all processes."""
-  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  length = agree(len(data))
-  buffer = np.zeros(-(-length // _MESSAGE_BYTES) * _MESSAGE_BYTES, np.uint8)
-  if is_lead():
-    buffer[:length] = data
-  buffer = multihost_utils.broadcast_one_to_all(buffer)
-  return json.loads(np.asarray(buffer)[:length].tobytes())
+  return json.loads(_gather(json.dumps(value))[0])
+
+
+def _gather(text):
+  """Return the texts of all processes, in order."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(len(data)))
+  padded = -(-max(lengths) // _MESSAGE_BYTES) * _MESSAGE_BYTES
+  data = np.pad(data, (0, padded - len(data)))
+  rows = np.asarray(multihost_utils.process_allgather(data))
+  return [
+    row[:length].tobytes().decode()
+    for row, length in zip(rows, lengths, strict=True)
+  ]
 
 
 def split(tree, num_devices):
