@@ -12,6 +12,7 @@ from absl import app
 from absl import flags
 from absl import logging
 import clu
+import jax
 from ml_collections import config_flags
 
 from cfgd import identity
@@ -36,7 +37,7 @@ _JOIN_SECONDS = flags.DEFINE_integer(
 )
 _PEER_SECONDS = flags.DEFINE_integer(
   "peer_seconds",
-  100,
+  40,
   "Silence after which another process counts as dead and all end.",
   lower_bound=1,
 )
@@ -94,7 +95,7 @@ def _guard(main, argv):
     distributed.initialize(
       join_seconds=_JOIN_SECONDS.value, peer_seconds=_PEER_SECONDS.value
     )
-    peers.watch(_PEER_SECONDS.value)
+    peers.watch()
     preemption.install()
     with distributed.naming_memory(*_MEMORY):
       main()
@@ -109,8 +110,11 @@ def _guard(main, argv):
   except (errors.RunError, OSError) as error:  # OSError: disk full, no access
     _stop(error, 1)
   except Exception as error:
-    peers.fail(f"{type(error).__name__}: {errors.first_line(error)}", 1)
-    raise
+    if not jax.distributed.is_initialized():
+      raise
+    if not peers.has_lost_one(error):
+      traceback.print_exc()
+    peers.end(f"{type(error).__name__}: {errors.first_line(error)}", 1)
 
 
 def _without_closed_loops(hook):
@@ -251,6 +255,6 @@ def _is_shown(record):
 def _stop(error, code=2, kind="error"):
   line = " ".join(str(error).split())
   print(f"{kind}: {line}", file=sys.stderr)
-  if code != errors.EXIT_AGAIN:
-    peers.fail(line, code)
+  if jax.distributed.is_initialized() and code != errors.EXIT_AGAIN:
+    peers.end(line, code)
   sys.exit(code)

@@ -1,45 +1,47 @@
 """Orbax checkpoints: the train state, its averaged weights and metadata.
 
 A checkpoint has three items: `state` (everything but the average), `ema` (the
-averaged parameters, readable alone) and `meta` (JSON). Orbax writes under a
-temporary name and renames, so a killed save never looks like a checkpoint. Just
-before the rename all files are read back and recorded in manifest.json; a
-restore verifies them, and falls back to the previous checkpoint where one is
-damaged. Old checkpoints without a manifest are read unverified.
+averaged parameters, readable alone) and `meta` (JSON). Process 0 alone writes
+and reads them, and sends what it read to the others. Orbax makes a checkpoint
+appear whole, also in a bucket. On disks, all files are read back before that
+and recorded in manifest.json; a restore verifies them, and falls back to the
+previous checkpoint where one is damaged. Object stores keep checksums
+themselves. Checkpoints without a manifest are read unverified.
 """
 
 import contextlib
+import functools
 import json
 from typing import NamedTuple
 
 from absl import logging
 from etils import epath
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
+from cfgd.runtime import files
 from cfgd.runtime import manifest
 
 _FOLDER = "checkpoints"
 _ITEMS = ("state", "ema", "meta")
 _DAMAGED = ".damaged"
-_DELETED = ".deleted-"
-_UNFINISHED = "*orbax-checkpoint-tmp*"
 _UNVERIFIED = "no manifest: not verified"
+_IN_BUCKET = "checksums of the bucket"
 
 
-class _Sealing(ocp.CompositeCheckpointHandler):
-  """Write the manifest of all items just before the final rename."""
+class _FirstN(checkpoint_managers.PreservationPolicy):
+  """Keep the n oldest checkpoints."""
 
-  def finalize(self, directory):
-    super().finalize(directory)
-    manifest.write(directory, _ITEMS)
+  def __init__(self, n):
+    self._n = n
 
-
-@ocp.args.register_with_handler(_Sealing, for_save=True, for_restore=True)
-class _Items(ocp.args.Composite):
-  """The items of a checkpoint by name."""
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [index < self._n for index in range(len(checkpoints))]
 
 
 class Checkpointer:
@@ -55,23 +57,31 @@ class Checkpointer:
     """
     self._workdir = workdir
     self._folder = _folder_of(workdir)
-    self._keep = keep
-    self._keep_every = keep_every
-    self._keep_first = keep_first
+    self._manager = None  # of process 0
     self._saving = None
-    newest = None
-    if distributed.is_lead():
-      self._folder.mkdir(parents=True, exist_ok=True)
-      newest = self._tidy()
-    # -1 for none: processes agree on numbers.
-    self._newest = distributed.agree(-1 if newest is None else newest)
-    self._orbax = ocp.AsyncCheckpointer(_Sealing())
+    policies = [
+      checkpoint_managers.LatestN(keep),
+      _FirstN(keep_first),
+      *([checkpoint_managers.EveryNSteps(keep_every)] if keep_every else []),
+    ]
+    self._newest = distributed.by_lead(lambda: self._open(policies))
 
-  def _tidy(self):
-    """Remove leftovers, set damaged ones aside, return the newest good step."""
-    for pattern in (_UNFINISHED, _DELETED + "*"):
-      for leftover in self._folder.glob(pattern):
-        leftover.rmtree()
+  def _open(self, policies):
+    """Tidy the folder; return the newest good step, None without one."""
+    newest = self._set_damaged_aside()
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        multiprocessing_options=_alone(),
+      ),
+    )
+    return newest
+
+  def _set_damaged_aside(self):
+    """Rename damaged checkpoints, so that their steps can be saved again."""
     found, good = steps(self._workdir), find_good(self._workdir)
     if found and good is None:
       raise errors.RunError(
@@ -80,8 +90,22 @@ class Checkpointer:
       )
     for step in found:
       if step > good:
-        _set_aside(self._folder / str(step))
+        path = self._folder / str(step)
+        aside = self._folder / (path.name + _DAMAGED)
+        if aside.exists():
+          aside.rmtree()
+        path.rename(aside)
+        logging.warning(
+          "%s was renamed to %s; you may delete it.", path, aside.name
+        )
     return good
+
+  def _seal(self):
+    """Write the manifest of all items just before the final rename."""
+    if files.in_bucket(self._folder):
+      return
+    (unfinished,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+    manifest.write(unfinished, _ITEMS)
 
   def save(self, state, meta):
     """Save a TrainState asynchronously, with a dict of strings and numbers.
@@ -90,53 +114,43 @@ class Checkpointer:
     as soon as this returns.
     """
     self._finish()
-    # Host copies: several processes cannot save pmap's process-local arrays.
+    self._saving = int(state.step)
+    if not distributed.is_lead():
+      return
     state = jax.device_get(state)
-    items = _Items(
+    items = ocp.args.Composite(
       state=ocp.args.StandardSave(_without_ema(state)),
       ema=ocp.args.StandardSave(state.ema_params),
       meta=ocp.args.JsonSave(meta),
     )
-    self._saving = int(state.step)
     with self._named_errors():
-      self._orbax.save(self._folder / str(self._saving), args=items)
+      self._manager.save(self._saving, args=items, force=True)
 
   def check(self):
     """Raise the error of the save in progress, if it has failed."""
-    with self._named_errors():
-      self._orbax.check_for_errors()
+    if self._manager and not self._manager.is_saving_in_progress():
+      self._finish()
 
   def _finish(self):
-    """Wait for the save in progress; only then delete old checkpoints."""
+    """Wait for the save in progress."""
     with self._named_errors():
-      self._orbax.wait_until_finished()
+      if self._manager:
+        self._manager.wait_until_finished()
     if self._saving is not None:
       self._newest, self._saving = self._saving, None
-      if distributed.is_lead():
-        self._remove_old()
 
   @contextlib.contextmanager
   def _named_errors(self):
     try:
       yield
-    except errors.Preempted:
-      raise
     except Exception as error:
-      good = "none" if self._newest < 0 else f"step {self._newest}"
+      good = "none" if self._newest is None else f"step {self._newest}"
       failed, self._saving = self._saving, None
       raise errors.RunError(
         f"the checkpoint at step {failed} of {self._workdir} could not "
         f"be written ({type(error).__name__}: {errors.first_line(error)}); the "
         f"last good one: {good}"
       ) from error
-
-  def _remove_old(self):
-    found = steps(self._workdir)
-    kept = {*found[: self._keep_first], *found[-self._keep :]}
-    if self._keep_every:
-      kept |= {step for step in found if step % self._keep_every == 0}
-    for step in set(found) - kept:
-      _delete(self._folder / str(step))
 
   def restore_newest(self, like, meta=None):
     """Return the newest good checkpoint's state as NumPy arrays, or None.
@@ -148,32 +162,47 @@ class Checkpointer:
     step = self.newest_step()
     if step is None:
       return None
-    path = self._folder / str(step)
-    _check_meta(path, meta or {})
     like = jax.device_get(like)
-    items = self._orbax.restore(
-      path,
-      args=_Items(
-        state=ocp.args.StandardRestore(_without_ema(like)),
-        ema=ocp.args.StandardRestore(like.ema_params),
+    wanted = {"state": _without_ema(like), "ema": like.ema_params}
+    distributed.by_lead(lambda: self._check_meta(meta or {}))
+    restored = _by_lead(
+      lambda: self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          **{k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
+        ),
       ),
+      wanted,
     )
     logging.info("Resuming from the checkpoint at step %d.", step)
-    return like.replace(**items["state"], ema_params=items["ema"])
+    return like.replace(**restored["state"], ema_params=restored["ema"])
+
+  def _check_meta(self, wanted):
+    path = self._folder / str(self._newest)
+    recorded = _read_meta(path)
+    for name, value in wanted.items():
+      if recorded.get(name) not in ("", None, value):
+        raise errors.UserError(
+          f"{path} was made with {name} {recorded[name]!r}, this run has "
+          f"{value!r}: use another --workdir or the same settings"
+        )
 
   def newest_step(self):
     """Return the step of the newest good checkpoint or None."""
-    return None if self._newest < 0 else self._newest
+    return self._newest
 
   def newest_meta(self):
     """Return the `meta` of the newest good checkpoint, {} without one."""
-    step = self.newest_step()
-    return {} if step is None else _read_meta(self._folder / str(step))
+    if self._newest is None:
+      return {}
+    path = self._folder / str(self._newest)
+    return distributed.by_lead(lambda: _read_meta(path))
 
   def close(self):
     """Wait for the last save and raise its error, if any."""
     self._finish()
-    self._orbax.close()
+    if self._manager:
+      self._manager.close()
 
 
 class Found(NamedTuple):
@@ -192,47 +221,38 @@ class Found(NamedTuple):
   state: str
 
 
+def _alone():
+  """Return Orbax's options for process 0 working alone."""
+  options = ocp.options.MultiprocessingOptions
+  if jax.process_count() == 1:
+    return options()
+  return options(active_processes={0}, barrier_sync_key_prefix="lead")
+
+
+def _by_lead(read, like):
+  """Return process 0's read(), a tree as `like`, in all processes."""
+  tree = distributed.in_all(read if distributed.is_lead() else lambda: None)
+  return distributed.broadcast(tree, like)
+
+
 def _without_ema(state):
   names = ("step", "skipped", "params", "opt_state")
   return {name: getattr(state, name) for name in names}
 
 
 def _folder_of(workdir):
-  return epath.Path(workdir).absolute() / _FOLDER
-
-
-def _set_aside(path):
-  """Rename a damaged checkpoint, so that its step can be saved again."""
-  aside = path.parent / (path.name + _DAMAGED)
-  if aside.exists():
-    aside.rmtree()
-  path.rename(aside)
-  logging.warning("%s was renamed to %s; you may delete it.", path, aside.name)
-
-
-def _delete(path):
-  """Delete a checkpoint; renamed first, so that a kill leaves no half of it."""
-  doomed = path.parent / (_DELETED + path.name)
-  path.rename(doomed)
-  doomed.rmtree()
+  path = epath.Path(workdir)
+  return (path if files.in_bucket(path) else path.absolute()) / _FOLDER
 
 
 def _read_meta(path):
   return json.loads((path / "meta" / "metadata").read_text())
 
 
-def _check_meta(path, wanted):
-  recorded = _read_meta(path)
-  for name, value in wanted.items():
-    if recorded.get(name) not in ("", None, value):
-      raise errors.UserError(
-        f"{path} was made with {name} {recorded[name]!r}, this run has "
-        f"{value!r}: use another --workdir or the same settings"
-      )
-
-
 def _fault(path, items=()):
   """Return what is damaged in a checkpoint; None if nothing, or unknown."""
+  if files.in_bucket(path):
+    return None
   if not (path / manifest.NAME).exists():
     logging.warning("%s has %s.", path, _UNVERIFIED)
     return None
@@ -256,7 +276,9 @@ def inspect(workdir):
   for step in steps(workdir):
     path = _folder_of(workdir) / str(step)
     fault, size, state = None, None, _UNVERIFIED
-    if (path / manifest.NAME).exists():
+    if files.in_bucket(path):
+      state = _IN_BUCKET
+    elif (path / manifest.NAME).exists():
       fault, state = manifest.fault(path), "verified"
       size = None if fault else manifest.size(path)
     try:
@@ -283,8 +305,17 @@ def find_good(workdir, items=()):
 def find_step(workdir, step, field="sampling.checkpoint_step"):
   """Return `step` if it is saved; for -1 the newest undamaged one.
 
-  `field` is the config field of `step`, for messages.
+  Process 0 looks, and all processes get what it found.
+
+  Args:
+    workdir: folder of the run.
+    step: or -1.
+    field: the config field of `step`, for messages.
   """
+  return distributed.by_lead(lambda: _find_step(workdir, step, field))
+
+
+def _find_step(workdir, step, field):
   found = steps(workdir)
   newest = find_good(workdir, ("ema",)) if step == -1 else None
   if not found or (step == -1 and newest is None):
@@ -306,6 +337,8 @@ def find_step(workdir, step, field="sampling.checkpoint_step"):
 def read_params(workdir, step, like, weights):
   """Return the parameters of one checkpoint as NumPy arrays.
 
+  Process 0 reads and verifies them, once for all cells of a sweep.
+
   Args:
     workdir: folder of the run.
     step: one of `steps`.
@@ -313,23 +346,41 @@ def read_params(workdir, step, like, weights):
     weights: "ema" or "raw".
   """
   path = _folder_of(workdir) / str(step)
+
+  def read():
+    written = (path / "meta" / "metadata").stat().mtime
+    leaves, structure = jax.tree.flatten(like)
+    shapes = tuple((leaf.shape, np.dtype(leaf.dtype).name) for leaf in leaves)
+    return _read_params(str(path), written, structure, shapes, weights)
+
+  return _by_lead(read, like)
+
+
+# A sweep's model and its guiding network.
+@functools.lru_cache(maxsize=2)
+def _read_params(path, written, structure, shapes, weights):
+  del written  # part of the key: another checkpoint may replace this one
+  path = epath.Path(path)
   item = {"ema": "ema", "raw": "state"}[weights]
   fault = _fault(path, (item,))
   if fault:
     raise errors.RunError(
       f"{path} is damaged ({fault}): choose another checkpoint_step"
     )
-  if weights == "ema":
-    with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(path / item, like)
-  target = {"params": like}
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  like = jax.tree.unflatten(
+    structure, [np.broadcast_to(np.zeros((), d), shape) for shape, d in shapes]
+  )
+  target = like if weights == "ema" else {"params": like}
+  with ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
+    multiprocessing_options=_alone(),
+  ) as checkpointer:
     restored = checkpointer.restore(
       path / item,
       args=ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
+        partial_restore=weights == "raw",
       ),
     )
-  return restored["params"]
+  return restored if weights == "ema" else restored["params"]

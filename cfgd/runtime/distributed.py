@@ -13,117 +13,66 @@ import numpy as np
 from cfgd.runtime import errors
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-# JAX's timeout is this much longer than that of `peers`, which reports first.
-_LATER = 30
 # Messages are padded to a multiple of this, to compile fewer programs.
 _MESSAGE_BYTES = 4096
+# Where one of these is 1 there is nobody to join.
+_COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def initialize(*, join_seconds, peer_seconds):
-  """Join the other processes, if `cluster` finds any; call once, first.
+  """Join the other processes, if there are any; call once, first.
 
-  Exits with an error after `join_seconds`. A process that is silent for
-  `peer_seconds` counts as dead and ends the others.
+  JAX detects SLURM, Open MPI, Kubernetes and TPU pods. Elsewhere three
+  variables describe a process: JAX_COORDINATOR_ADDRESS (HOST:PORT of process
+  0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; the last two override what JAX
+  detects, and JAX_NUM_PROCESSES=1 means one process anywhere.
+
+  Exits with an error after `join_seconds`. JAX aborts the others if a process
+  is silent for `peer_seconds`.
   """
-  arguments = cluster(os.environ)
-  if arguments is None:
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  count, process = map(_integer, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+  if next(filter(None, map(os.environ.get, _COUNTS)), None) == "1":
     return
-  with _exit_after(join_seconds, arguments):
-    jax.distributed.initialize(
-      **arguments,
-      # On a timeout JAX dumps its stack: our line comes first.
-      initialization_timeout=join_seconds + 60,
-      heartbeat_timeout_seconds=peer_seconds + _LATER,
-      shutdown_timeout_seconds=peer_seconds,
-    )
-
-
-def cluster(environment):
-  """Return the arguments of jax.distributed.initialize, None for one process.
-
-  Looks in this order at JAX_COORDINATOR_ADDRESS (or COORDINATOR_ADDRESS),
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID, the last two falling back to Open MPI's
-  and SLURM's variables; a SLURM or Open MPI job of several tasks; a TPU pod.
-  JAX_NUM_PROCESSES=1 always means one process.
-  """
-  address = environment.get("JAX_COORDINATOR_ADDRESS") or environment.get(
-    "COORDINATOR_ADDRESS"
-  )
-  in_srun = "SLURM_STEP_NODELIST" in environment  # sbatch sets the others
-  in_pod = (
-    len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-  )
-  count = _integer(
-    environment,
-    *("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
-    *(["SLURM_NTASKS"] if in_srun else []),
-  )
-  if count == 1:
-    return None
-  if address:
-    return _explicit(environment, address, count)
-  if count is None:
-    return {} if in_pod else None
-  # Whether JAX finds the address of process 0 by itself.
-  if in_srun or in_pod or "OMPI_MCA_orte_hnp_uri" in environment:
-    return {}
-  raise errors.UserError(
-    f"{count} processes and no JAX_COORDINATOR_ADDRESS: set it to HOST:PORT "
-    "of process 0 in all of them, or JAX_NUM_PROCESSES=1"
-  )
-
-
-def _explicit(environment, address, count):
-  process = _integer(
-    environment, "JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"
-  )
-  required = {"JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": process}
-  for name, value in required.items():
-    if value is None:
-      raise errors.UserError(
-        f"JAX_COORDINATOR_ADDRESS={address} without {name}: set it too"
+  try:
+    with _exit_after(join_seconds, address, count, process):
+      jax.distributed.initialize(
+        num_processes=count,
+        process_id=process,
+        # On a timeout JAX dumps its stack: our line comes first.
+        initialization_timeout=join_seconds + 60,
+        heartbeat_timeout_seconds=peer_seconds,
+        shutdown_timeout_seconds=peer_seconds,
       )
-  if not 0 <= process < count:
+  except (ValueError, IndexError) as error:
+    if address is None and count is None:
+      return  # nothing found
     raise errors.UserError(
-      f"JAX_PROCESS_ID={process}: must be in 0..{count - 1} where "
-      f"JAX_NUM_PROCESSES={count}"
-    )
-  if not address.rpartition(":")[2].isdigit():
-    raise errors.UserError(
-      f"JAX_COORDINATOR_ADDRESS={address}: must be HOST:PORT"
-    )
-  return {
-    "coordinator_address": address,
-    "num_processes": count,
-    "process_id": process,
-  }
+      f"JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={count}, "
+      f"JAX_PROCESS_ID={process}: set all three: HOST:PORT of process 0, the "
+      f"number of processes, and from 0 this one's ({error})"
+    ) from error
 
 
-def _integer(environment, *names):
-  """Return the first of these variables that is set, None if none is."""
-  for name in names:
-    if environment.get(name):
-      try:
-        return int(environment[name])
-      except ValueError as error:
-        raise errors.UserError(
-          f"{name}={environment[name]}: must be an integer"
-        ) from error
-  return None
+def _integer(name):
+  """Return a variable of the environment, None if it is not set."""
+  value = os.environ.get(name)
+  try:
+    return int(value) if value else None
+  except ValueError as error:
+    raise errors.UserError(f"{name}={value}: must be an integer") from error
 
 
 @contextlib.contextmanager
-def _exit_after(seconds, arguments):
+def _exit_after(seconds, address, count, process):
   """Exit with a one-line error if the work inside takes longer."""
 
   def end():
-    address = arguments.get("coordinator_address", "the coordinator")
     print(
-      f"error: not all of {arguments.get('num_processes', 'the')} processes "
-      f"were at {address} within {seconds} s (--join_seconds); this is process "
-      f"{arguments.get('process_id', '?')}: see whether the others run and "
-      "reach that address",
+      f"error: not all of {count or 'the'} processes were at "
+      f"{address or 'the coordinator'} within {seconds} s (--join_seconds); "
+      f"this is process {'?' if process is None else process}: see whether the "
+      "others run and reach that address",
       file=sys.stderr,
       flush=True,
     )
@@ -163,11 +112,30 @@ def barrier(name):
     multihost_utils.sync_global_devices(name)
 
 
-def agree(value):
-  """Return process 0's integer or bool in all processes."""
+def broadcast(tree, like):
+  """Return process 0's tree of arrays in all processes, to the last bit.
+
+  Args:
+    tree: process 0's; ignored elsewhere.
+    like: tree of arrays or shapes and dtypes, alike in all processes.
+  """
   if jax.process_count() == 1:
-    return value
-  return type(value)(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return tree
+
+  def each(shape, *array):
+    dtype = np.dtype(shape.dtype)
+    given = array[0] if array else np.zeros(shape.shape, dtype)
+    # Sums of bytes are exact, where floating-point ones lose the sign of -0.
+    data = np.frombuffer(np.asarray(given).tobytes(), np.uint8)
+    data = np.asarray(multihost_utils.broadcast_one_to_all(data))
+    return np.frombuffer(data.tobytes(), dtype).reshape(shape.shape)
+
+  return jax.tree.map(each, like, *([tree] if is_lead() else []))
+
+
+def agree(value):
+  """Return process 0's JSON value in all processes."""
+  return value if jax.process_count() == 1 else _broadcast(value)
 
 
 def by_lead(work):

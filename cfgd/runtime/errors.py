@@ -22,8 +22,11 @@ class NonFiniteError(RunError):
   """A NaN or infinity where there must be none."""
 
 
-class Preempted(RunError):
-  """A run that was asked to end and has saved its work; EXIT_AGAIN."""
+class Preempted(BaseException):
+  """A run that was asked to end and has saved its work; EXIT_AGAIN.
+
+  `except Exception` does not swallow it.
+  """
 
 
 def first_line(error, length=160):

@@ -1,25 +1,49 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, on disks and in buckets."""
 
 import contextlib
+import os
+import tempfile
 import uuid
 
 from etils import epath
+import fsspec
+
+# Buckets are reached by fsspec (gcsfs, s3fs): TensorFlow's file system writes
+# no file that can be sought in, and knows no object store but Google's.
+os.environ.setdefault("EPATH_USE_TF", "false")
+for _protocol in ("gs", "gcs", "s3"):
+  # Other jobs write there, too.
+  fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
+
+
+def in_bucket(path):
+  """Return whether a path is in an object store, such as gs://bucket/x."""
+  return "://" in str(path)
 
 
 @contextlib.contextmanager
 def open_atomic(path):
   """Open a binary file for writing that gets its name once it is complete.
 
-  A killed process leaves a `.tmp-...` file and never half a result, so "the
-  file exists" means "the work is done". Works on buckets too; missing folders
-  are created.
+  A killed process leaves at most a `.tmp-...` file and never half a result, so
+  "the file exists" means "the work is done". Missing folders are created.
   """
   path = epath.Path(path)
+  if in_bucket(path):
+    # An object appears when its upload ends, and one that fails must not end.
+    with tempfile.NamedTemporaryFile() as file:
+      yield file
+      file.flush()
+      store, name = fsspec.url_to_fs(str(path))
+      store.put_file(file.name, name)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".tmp-{uuid.uuid4().hex[:8]}-{path.name}"
   try:
     with temporary.open("wb") as file:
       yield file
+      file.flush()
+      os.fsync(file.fileno())  # a crash must not leave the name without data
     temporary.replace(path)
   except BaseException:
     temporary.unlink(missing_ok=True)

@@ -1,16 +1,14 @@
 """Leases: jobs that share a folder do not do the same work twice.
 
-A lease is a file whose holder keeps renewing its time. Taking one means
-creating the next of NAME.lease.1, .2, ..., which exactly one of several jobs
-can do, on one machine or on a shared file system. The next number takes over a
-lease that was not renewed for too long, or whose process no longer runs on this
-machine, so a killed job leaves nothing to clean up by hand.
-
-Buckets cannot create a file exclusively. There leases do nothing, and running
-one job at a time is up to the user.
+A lease is a file whose holder keeps writing it anew. Taking one means creating
+the next of NAME.lease.1, .2, ..., which exactly one of several jobs can do, on
+a shared disk and in a bucket (by a generation precondition). The next number
+takes over a lease that was not renewed for too long, or whose process no longer
+runs on this machine, so a killed job leaves nothing to clean up by hand.
 """
 
 import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -20,7 +18,7 @@ import time
 import uuid
 
 from absl import logging
-from etils import epath
+import fsspec
 
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
@@ -46,12 +44,9 @@ def hold(path, *, seconds, wait):
   Yields:
     A function that raises errors.RunError if another job has taken it over.
   """
-  if "://" in str(path):
-    yield lambda: None
-    return
-  lease = _Lease(epath.Path(path), seconds)
+  lease = _Lease(path, seconds)
   logged = float("-inf")
-  while not distributed.agree(distributed.is_lead() and lease.take()):
+  while not distributed.by_lead(lease.take):
     if not wait:
       raise Busy(f"{path}: held by {lease.holder()}")
     if time.monotonic() - logged > _LOG_SECONDS:
@@ -68,99 +63,145 @@ class _Lease:
   """One attempt at a lease."""
 
   def __init__(self, path, seconds):
-    self._folder = pathlib.Path(path.parent)
-    self._name = f"{path.name}.lease"
+    self._store, path = fsspec.url_to_fs(os.fspath(path))
+    self._folder, _, name = path.rpartition("/")
+    self._prefix = f"{name}.lease."
     self._seconds = seconds
+    self._me = _me()
     self._held = None
     self._lost = False
     self._stop = threading.Event()
+    self._renewing = threading.Thread(target=self._renew, daemon=True)
 
   def take(self):
     """Try to take the lease; return whether it is ours now."""
-    self._folder.mkdir(parents=True, exist_ok=True)
-    files = self._files()
-    if files and self._is_alive(files[-1]):
+    self._store.makedirs(self._folder, exist_ok=True)
+    numbers = self._numbers()
+    if numbers and self._is_alive(numbers[-1]):
       return False
-    number = _number(files[-1]) + 1 if files else 1
-    mine = self._folder / f"{self._name}.{number}"
+    mine = numbers[-1] + 1 if numbers else 1
     try:
-      with mine.open("x") as file:
-        json.dump(_me(), file)
+      self._write(mine, mode="create")
     except FileExistsError:
       return False
     # The list above may be stale: the holder may have released the lease and
     # another job have started over, at 1 or at the same number.
-    files = self._files()
-    others = [path for path in files if path != mine]
-    if files[-1:] != [mine] or any(map(self._is_alive, others)):
-      mine.unlink(missing_ok=True)
+    numbers = self._numbers()
+    others = [number for number in numbers if number != mine]
+    if numbers[-1:] != [mine] or any(map(self._is_alive, others)):
+      self._remove(mine)
       return False
-    for path in others:
-      path.unlink(missing_ok=True)
+    for number in others:
+      self._remove(number)
     self._held = mine
-    threading.Thread(target=self._renew, daemon=True).start()
+    self._renewing.start()
     return True
 
   def check(self):
     """Raise errors.RunError if another job has taken the lease over."""
     if self._lost:
       raise errors.RunError(
-        f"{self._folder / self._name}: another job has taken over, because "
+        f"{self._folder}/{self._prefix}*: another job has taken over, because "
         f"this one did not renew it for {self._seconds:g} s"
       )
 
   def release(self):
     """Stop renewing and delete the lease if we hold it."""
+    if self._held is None:
+      return
     self._stop.set()
-    if self._held:
-      self._held.unlink(missing_ok=True)
+    self._renewing.join()  # or it may write the lease once more
+    if self._is_mine():
+      self._remove(self._held)
 
   def holder(self):
     """Return who holds the lease, in words."""
-    files = self._files()
-    about = files and _read(files[-1])
+    numbers = self._numbers()
+    about = numbers and self._read(numbers[-1])
     if not about:
       return "another job"
     return f"process {about['pid']} on {about['host']}"
 
-  def _files(self):
-    return sorted(self._folder.glob(f"{self._name}.*"), key=_number)
-
   def _renew(self):
     while not self._stop.wait(self._seconds / _RENEWALS):
       try:
-        os.utime(self._held)
-      except FileNotFoundError:
-        self._lost = not self._stop.is_set()
-        return
+        if not self._is_mine():
+          self._lost = not self._stop.is_set()
+          return
+        self._write(self._held, mode="overwrite")
       except OSError as error:  # perhaps a pause of the file server
-        logging.warning("%s: %s", self._held, error)
+        logging.warning("%s: %s", self._path(self._held), error)
 
-  def _is_alive(self, path):
-    about = _read(path)
-    if about and about["space"] == _pid_space() and not _runs(about["pid"]):
+  def _is_mine(self):
+    """Return whether no other job has taken over, even by our number."""
+    return self._numbers()[-1:] == [self._held] and (
+      (self._read(self._held) or self._me)["id"] == self._me["id"]
+    )
+
+  def _is_alive(self, number):
+    about = self._read(number)
+    if (
+      about and about["space"] == self._me["space"] and not _runs(about["pid"])
+    ):
       return False
     try:
-      return self._now() - path.stat().st_mtime < self._seconds
+      return self._now() - self._written(self._path(number)) < self._seconds
     except FileNotFoundError:
       return False
 
   def _now(self):
     """Return the file system's time: clocks of machines differ."""
-    probe = self._folder / f".tmp-{uuid.uuid4().hex[:8]}-time"
-    probe.touch()
+    probe = f"{self._folder}/.tmp-{uuid.uuid4().hex[:8]}-time"
+    self._store.pipe_file(probe, b"")
     try:
-      return probe.stat().st_mtime
+      return self._written(probe)
     finally:
-      probe.unlink()
+      self._store.rm_file(probe)
 
+  # Files by number.
 
-def _number(path):
-  return int(path.name.rpartition(".")[2])
+  def _path(self, number):
+    return f"{self._folder}/{self._prefix}{number}"
+
+  def _numbers(self):
+    """Return the numbers that exist, increasing."""
+    try:
+      paths = self._store.ls(self._folder, detail=False)
+    except FileNotFoundError:
+      return []
+    names = [os.path.basename(path) for path in paths]
+    return sorted(
+      int(name.removeprefix(self._prefix))
+      for name in names
+      if name.startswith(self._prefix)
+    )
+
+  def _write(self, number, mode):
+    data = json.dumps(self._me).encode()
+    self._store.pipe_file(self._path(number), data, mode=mode)
+
+  def _read(self, number):
+    try:
+      return json.loads(self._store.cat_file(self._path(number)))
+    except (OSError, ValueError):
+      return None
+
+  def _remove(self, number):
+    with contextlib.suppress(FileNotFoundError):
+      self._store.rm_file(self._path(number))
+
+  def _written(self, path):
+    """Return the time of a file's last writing."""
+    info = self._store.info(path)
+    time_ = info.get("mtime") or info["LastModified"]  # s3fs has the latter
+    if isinstance(time_, datetime.datetime):
+      return time_.timestamp()
+    return time_
 
 
 def _me():
   return {
+    "id": uuid.uuid4().hex,
     "host": socket.gethostname(),
     "pid": os.getpid(),
     "space": _pid_space(),
@@ -174,13 +215,6 @@ def _pid_space():
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
   except OSError:
     return socket.gethostname()
-
-
-def _read(path):
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
-    return None
 
 
 def _runs(pid):

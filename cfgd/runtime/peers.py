@@ -1,14 +1,12 @@
 """Let processes that work together end together, each saying why.
 
-When one of several processes ends, JAX leaves the others waiting in their next
-collective and aborts them after a long silence. Here each process writes a
-heartbeat, and its reason before it exits, to JAX's key-value store, which
-process 0 serves; a thread polls the store and ends its process with the same
-reason. If process 0 itself dies silently the store is lost, and JAX aborts the
-others at once.
+JAX's heartbeat ends the others when a process dies, but where one fails it
+leaves them waiting in a collective, and nobody learns the reason. So a process
+that fails first writes its reason to JAX's key-value store, which process 0
+serves; a thread of each process looks there and ends it with the same line and
+exit code.
 """
 
-import atexit
 import contextlib
 import os
 import sys
@@ -17,185 +15,82 @@ import time
 
 import jax
 
+from cfgd.runtime import distributed
 from cfgd.runtime import errors
 
-_ALIVE, _ENDED = "cfgd/alive/", "cfgd/ended/"
-_DONE, _GONE = "done", "gone"
-_BEAT_SECONDS = 1.0
-# For so long process 0 keeps serving the store while the others read it.
-_LINGER_SECONDS = 5.0
-# Silence that is enough when a connection is lost as well.
-_LOST_SECONDS = 4.0
+_KEY = "cfgd/ended"
+_POLL_SECONDS = 0.5
+# How long process 0 serves the store after a failure, and how long a process
+# that lost a connection waits for the reason.
+_LINGER_SECONDS = 4.0
 # Collective libraries, as they name themselves in errors of lost connections.
 _LOST = ("Gloo", "NCCL")
 
-_state = {"watch": None}
+_done = threading.Event()
 
 
-def watch(seconds):
-  """Watch the other processes; call once, after they have joined.
+def watch():
+  """End this process when another one fails; call once, after joining."""
+  if jax.distributed.is_initialized():
+    threading.Thread(target=_watch, args=(_store(),), daemon=True).start()
 
-  A process that is silent for `seconds` counts as gone.
-  """
-  if not jax.distributed.is_initialized():
-    return
-  # JAX has no public name for its store; Orbax uses this one, too.
-  from jax._src import distributed
 
-  state = distributed.global_state
-  watch = Watch(state.client, state.process_id, state.num_processes, seconds)
-  _state["watch"] = watch
-  watch.start()
+def _store():
+  # JAX has no public name for it; Orbax uses this one, too.
+  from jax._src import distributed as jax_distributed
+
+  return jax_distributed.global_state.client
+
+
+def _watch(store):
+  while not _done.wait(_POLL_SECONDS):
+    # Where the store is gone, so is process 0, and JAX ends this process.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      for _, entry in store.key_value_dir_get(_KEY):
+        code, _, line = entry.partition(" ")
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        _leave(int(code))
 
 
 def done():
-  """Wait until all others are done; exits if one of them fails."""
-  if _state["watch"]:
-    _state["watch"].done()
+  """Wait until all others are done; if one fails, this one ends, too."""
+  distributed.barrier("done")
+  _done.set()
 
 
-def fail(line, code):
-  """Tell the others why this process ends, and exit without waiting for JAX.
-
-  The caller prints `line` itself. If it is about a lost connection, first wait
-  for the process that caused that: its reason ends this process instead.
-  """
-  watch = _state["watch"]
-  if not watch:
-    return
-  if any(word in line for word in _LOST):
-    watch.wait_for_cause()
-  watch.tell(line, code)
-  # JAX's own exit handler waits for processes that no longer exist.
-  atexit.register(watch.leave, code)
+def has_lost_one(error):
+  """Return whether an error is about a connection that another one closed."""
+  return any(word in str(error) for word in _LOST)
 
 
 def end(line, code):
-  """Tell the others and exit now, from any thread."""
-  if _state["watch"]:
-    _state["watch"].tell(line, code)
-    _state["watch"].leave(code)
+  """Tell the others why this process ends, and exit; from any thread.
+
+  The caller has printed `line`, unless it is about a lost connection. That is
+  not the reason: wait for it; without one a process has died.
+  """
+  if not jax.distributed.is_initialized():
+    _leave(code)
+  if has_lost_one(line):
+    time.sleep(_LINGER_SECONDS / 2)
+    line, code = (
+      "another process is gone without a word: run the same command again to "
+      "resume from what is saved",
+      errors.EXIT_AGAIN,
+    )
+    print(f"error: {line}", file=sys.stderr)
+  _done.set()
+  # Another reason may be there already, or process 0 be gone.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    reason = f"process {jax.process_index()} ended: {line}"
+    _store().key_value_set(f"{_KEY}/why", f"{code} {reason}")
+    if distributed.is_lead():
+      time.sleep(_LINGER_SECONDS)
+  _leave(code)
+
+
+def _leave(code):
+  """Exit without JAX's handler, which waits for all processes."""
+  sys.stdout.flush()
+  sys.stderr.flush()
   os._exit(code)
-
-
-class Watch:
-  """One process's view of the others."""
-
-  def __init__(self, client, process, count, seconds, leave=os._exit):
-    """Set up without starting.
-
-    Args:
-      client: client of JAX's key-value store.
-      process: index of this process.
-      count: number of processes.
-      seconds: silence after which a process counts as gone.
-      leave: function that exits with a code.
-    """
-    self._client = client
-    self._process = process
-    self._seconds = max(seconds, _LOST_SECONDS)
-    self._leave = leave
-    self._last_word = None  # replaces the beat count at the end
-    self._beats = 0
-    self._beating = threading.Lock()
-    # By process: its last entry, and when we first saw it.
-    self._heard = {str(k): ("", time.monotonic()) for k in range(count)}
-    self._stop = threading.Event()
-
-  def start(self):
-    """Start the thread that beats and looks."""
-    atexit.register(self._stop.set)
-    threading.Thread(target=self._run, daemon=True).start()
-
-  def _run(self):
-    while not self._stop.is_set():
-      # Without process 0 there is no store, and JAX ends this process.
-      with contextlib.suppress(jax.errors.JaxRuntimeError):
-        self.look()
-      self._stop.wait(_BEAT_SECONDS)
-
-  def look(self):
-    """Write a heartbeat; exit if another process has left a reason."""
-    self.beat()
-    if self._process == 0:
-      self._report_silent()
-    for _, entry in self._client.key_value_dir_get(_ENDED):
-      if self._stop.is_set():
-        return  # the reason is our own
-      code, _, line = entry.partition(" ")
-      print(f"error: {line}", file=sys.stderr, flush=True)
-      self.leave(int(code))
-
-  def beat(self, last_word=None):
-    """Write a heartbeat, or from now on a last word in its place."""
-    with self._beating:
-      self._last_word = last_word or self._last_word
-      self._beats += 1
-      self._client.key_value_set(
-        f"{_ALIVE}{self._process}",
-        self._last_word or str(self._beats),
-        allow_overwrite=True,
-      )
-
-  def _entries(self):
-    """Return {process: last entry}, with "gone" for the silent ones."""
-    now = time.monotonic()
-    for key, entry in self._client.key_value_dir_get(_ALIVE):
-      process = key.removeprefix(_ALIVE)
-      if entry != self._heard[process][0]:
-        self._heard[process] = (entry, now)
-    return {
-      process: _GONE
-      if entry != _DONE and now - since > self._seconds
-      else entry
-      for process, (entry, since) in self._heard.items()
-    }
-
-  def _report_silent(self):
-    gone = [
-      process for process, entry in self._entries().items() if entry == _GONE
-    ]
-    if gone:
-      self._write_end(
-        f"process {', '.join(gone)} of {len(self._heard)} is gone without a "
-        "word: run the same command again to resume from what is saved",
-        errors.EXIT_AGAIN,
-      )
-
-  def _others_are(self, word):
-    entries = self._entries()
-    del entries[str(self._process)]
-    return all(entry == word for entry in entries.values())
-
-  def done(self):
-    """Wait until all others are done, then stop watching."""
-    self.beat(_DONE)
-    while not self._others_are(_DONE):
-      time.sleep(_BEAT_SECONDS / 10)
-    self._stop.set()
-
-  def wait_for_cause(self):
-    """Give another process's reason time to end this one."""
-    self._seconds = _LOST_SECONDS
-    time.sleep(self._seconds + 3 * _BEAT_SECONDS)
-
-  def tell(self, line, code):
-    """Write the reason that the others end with; the first one counts."""
-    self._stop.set()
-    self._write_end(f"process {self._process} ended: {line}", code)
-
-  def _write_end(self, line, code):
-    # Another reason may be there already, or process 0 be gone.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      self._client.key_value_set(f"{_ENDED}why", f"{code} {line}")
-
-  def leave(self, code):
-    """Exit; process 0 first waits until the others have read the reason."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      self.beat(_GONE)
-      deadline = time.monotonic() + (0 if self._process else _LINGER_SECONDS)
-      while time.monotonic() < deadline and not self._others_are(_GONE):
-        time.sleep(_BEAT_SECONDS / 10)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    self._leave(code)

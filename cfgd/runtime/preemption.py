@@ -19,15 +19,17 @@ _state = {"deferring": 0, "requested": False}
 
 def install():
   """Handle SIGTERM from now on; call once, after the processes have joined."""
+  _state["requested"] = False
   if not jax.distributed.is_initialized():
     signal.signal(signal.SIGTERM, _on_signal)
 
 
 def _on_signal(number, frame):
   del number, frame
+  # Stays set: what is raised here may be lost in a callback.
+  _state["requested"] = True
   if not _state["deferring"]:
     raise errors.Preempted("ended by SIGTERM")
-  _state["requested"] = True
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Sample from a trained run: fill the missing chunks, then assemble them."""
+"""Sample from a trained run: draw what is missing, then assemble all."""
+
+import functools
+import math
 
 from absl import logging
 import jax
@@ -34,44 +37,55 @@ def generate(config, workdir):
       existing samples that were made with other defaults.
     errors.NonFiniteError: a sample is not finite.
     errors.RunError: one image differs from place to place of a call.
-    errors.Preempted: ended by a signal, after a chunk.
+    errors.Preempted: ended by a signal; what was drawn is written.
   """
   validation.validate_generation(config, num_devices=jax.device_count())
   model, guide = trained.find(config, workdir)
   folder = identity.claim_samples(model, guide, write=distributed.is_lead())
   sampling = config.sampling
   result = folder / f"samples_{sampling.num_samples}.npz"
-  if result.exists():
+  # One process looks and all follow.
+  missing = distributed.by_lead(
+    lambda: not result.exists() and store.missing(folder, sampling.num_samples)
+  )
+  if missing is False:
     logging.info("Samples exist: %s", result)
     return result
-
-  chunks = store.missing(folder, sampling.num_samples, sampling.chunk_size)
-  # No process writes a chunk before all have listed the missing ones.
-  distributed.barrier("chunks listed")
-  if chunks:
+  if missing:
     with distributed.naming_memory(
       f"sampling.batch_size={sampling.batch_size}"
     ):
-      _fill(config, trained.sampler(model, guide), folder, chunks)
-  distributed.barrier("samples")
-  if distributed.is_lead():
-    images = store.assemble(folder, result, sampling.chunk_size)
-    picture = image_ops.grid(
-      images[: _GRID_COLUMNS * _GRID_ROWS], _GRID_COLUMNS
-    )
-    files.write_atomic(folder / "grid.png", image_ops.png(picture))
-  distributed.barrier("samples assembled")
+      _fill(config, trained.sampler(model, guide), folder, missing)
+  distributed.by_lead(lambda: _finish(folder, result, sampling.num_samples))
   return result
 
 
-def _fill(config, draw, folder, chunks):
-  """Sample this process's share of the chunks; write each when it is done."""
+def _finish(folder, result, num_samples):
+  """Write all samples as one file, and a picture of some."""
+  images = store.assemble(folder, result, num_samples)
+  picture = image_ops.grid(images[: _GRID_COLUMNS * _GRID_ROWS], _GRID_COLUMNS)
+  files.write_atomic(folder / "grid.png", image_ops.png(picture))
+
+
+def _fill(config, draw, folder, missing):
+  """Draw this process's share of the missing images, and write them.
+
+  Args:
+    config: ConfigDict.
+    draw: of `trained.sampler`.
+    folder: of the store.
+    missing: (start, stop) of each range of images.
+  """
   sampling = config.sampling
-  mine = chunks[jax.process_index() :: jax.process_count()]
-  total = sum(stop - start for start, stop in mine)
+  missing = np.concatenate([np.arange(*span) for span in missing])
+  # All processes have equal shares, whatever their number, and take equally
+  # many rounds, some maybe an empty last one.
+  mine = np.array_split(missing, jax.process_count())[jax.process_index()]
+  per_call = sampling.batch_size * jax.local_device_count()
+  rounds = -(-len(missing) // jax.process_count()) / per_call
   logging.info(
     "Sampling %d images: %s, w=%g (s=%g), T=%d, %s.",
-    total,
+    len(mine),
     sampling.guidance,
     sampling.w,
     1 + sampling.w,
@@ -79,21 +93,24 @@ def _fill(config, draw, folder, chunks):
     sampling.sampler,
   )
   classes = np.array(sampling.labels or range(config.data.num_classes))
-  per_call = sampling.batch_size * jax.local_device_count()
-  report = progress.Progress("Sampling", total)
+  report = progress.Progress("Sampling", len(mine))
+  writer = store.Writer(folder, sampling.chunk_size)
+
+  def work(index):
+    if len(index):
+      label = classes[index % len(classes)].astype(np.int32)
+      writer.add(index, draw(index, label), label)
+      report.add(len(index))
+
   with preemption.deferred():
-    # All processes take equally many rounds, some maybe an empty last one.
-    for number in range(-(-len(chunks) // jax.process_count())):
-      for start, stop in mine[number : number + 1]:
-        index = np.arange(start, stop)
-        label = classes[index % len(classes)].astype(np.int32)
-        parts = []
-        for first in range(0, len(index), per_call):
-          part = slice(first, first + per_call)
-          parts.append(draw(index[part], label[part]))
-          report.add(len(parts[-1]))
-        store.write(folder, start, np.concatenate(parts), label)
-      preemption.check(
-        f"{len(mine[: number + 1])} of {len(mine)} chunks are written to "
-        f"{folder}; run the same command again to resume"
-      )
+    for number in range(math.ceil(rounds)):
+      index = mine[number * per_call : (number + 1) * per_call]
+      distributed.in_all(functools.partial(work, index))
+      if preemption.reached():
+        distributed.in_all(writer.flush)
+        done = min((number + 1) * per_call, len(mine))
+        preemption.end(
+          f"{done} of {len(mine)} images are written to {folder}; run the same "
+          "command again to resume"
+        )
+    distributed.in_all(writer.flush)

@@ -2,32 +2,50 @@
 
 import io
 import re
+import time
 
 from etils import epath
 import numpy as np
 
+from cfgd.runtime import errors
 from cfgd.runtime import files
 
-
-def ranges(num_samples, chunk_size):
-  """Return the (start, stop) of each chunk of 0 .. num_samples."""
-  return [
-    (start, min(start + chunk_size, num_samples))
-    for start in range(0, num_samples, chunk_size)
-  ]
+# Images that were drawn are written after so long at the latest.
+_SECONDS = 300.0
 
 
-def _path(folder, start, stop):
-  return epath.Path(folder) / f"chunk_{start:07d}_{stop:07d}.npz"
+class Writer:
+  """Collects drawn images and writes them as chunks."""
 
+  def __init__(self, folder, chunk_size):
+    """Write to a folder, whenever there are `chunk_size` images."""
+    self._folder, self._chunk_size = folder, chunk_size
+    self._parts = []
+    self._written = time.monotonic()
 
-def missing(folder, num_samples, chunk_size):
-  """Return the (start, stop) of the chunks that are not there yet."""
-  return [
-    chunk
-    for chunk in ranges(num_samples, chunk_size)
-    if not _path(folder, *chunk).exists()
-  ]
+  def add(self, index, images, labels):
+    """Add images.
+
+    Args:
+      index: [n] int, larger than all before.
+      images: [n, H, W, C] uint8.
+      labels: [n] int.
+    """
+    self._parts.append((index, images, labels))
+    count = sum(len(index) for index, *_ in self._parts)
+    late = time.monotonic() - self._written > _SECONDS
+    if count >= self._chunk_size or late:
+      self.flush()
+
+  def flush(self):
+    """Write all that was added, a chunk for each run of indices."""
+    if self._parts:
+      arrays = map(np.concatenate, zip(*self._parts, strict=True))
+      index, images, labels = arrays
+      ends = np.flatnonzero(np.diff(index) != 1) + 1
+      for run in np.split(np.arange(len(index)), ends):
+        write(self._folder, index[run[0]], images[run], labels[run])
+    self._parts, self._written = [], time.monotonic()
 
 
 def write(folder, start, images, labels):
@@ -44,12 +62,59 @@ def write(folder, start, images, labels):
     np.savez(file, images=images, labels=labels)
 
 
-def assemble(folder, result, chunk_size):
-  """Write samples_N.npz, the result, of all chunks; return its images."""
-  num_samples = int(re.fullmatch(r"samples_(\d+)\.npz", result.name)[1])
-  chunks = ranges(num_samples, chunk_size)
+def _path(folder, start, stop):
+  return epath.Path(folder) / f"chunk_{start:07d}_{stop:07d}.npz"
+
+
+def _chunks(folder):
+  """Return the (start, stop) of each chunk in a folder, increasing."""
+  folder = epath.Path(folder)
+  if not folder.exists():
+    return []
+  names = [path.name for path in folder.iterdir()]
+  found = (re.fullmatch(r"chunk_(\d{7,})_(\d{7,})\.npz", k) for k in names)
+  return sorted(tuple(map(int, match.groups())) for match in found if match)
+
+
+def missing(folder, num_samples):
+  """Return the (start, stop) of each range of 0 .. num_samples in no chunk."""
+  gaps, position = [], 0
+  for start, stop in [*_chunks(folder), (num_samples, num_samples)]:
+    start = min(start, num_samples)
+    if start > position:
+      gaps.append((position, start))
+    position = max(position, stop)
+  return gaps
+
+
+def complete(folder):
+  """Return disjoint ranges (start, stop) of chunks that cover 0 .. N.
+
+  Returns:
+    List of ranges, as far as they reach without a gap; [] if it is no store.
+  """
+  ranges, position = [], 0
+  for start, stop in _chunks(folder):
+    if start > position:
+      break
+    if stop > position:
+      ranges.append((position, stop))
+      position = stop
+  return ranges
+
+
+def assemble(folder, result, num_samples):
+  """Write the first samples as one .npz, the result; return its images."""
+  gaps = missing(folder, num_samples)
+  if gaps:
+    raise errors.RunError(
+      f"{folder}: no chunk has images {gaps[0][0]} to {gaps[0][1]}; all "
+      "processes must write to one folder; run the same command again"
+    )
   images, labels = (
-    np.concatenate([_read_array(name, folder, *chunk) for chunk in chunks])
+    np.concatenate(
+      [_read_array(name, folder, *span) for span in complete(folder)]
+    )[:num_samples]
     for name in ("images", "labels")
   )
   with files.open_atomic(result) as file:
@@ -57,39 +122,22 @@ def assemble(folder, result, chunk_size):
   return images
 
 
-def complete(folder):
-  """Return the (start, stop) of chunks that cover 0 .. N without a gap.
-
-  Args:
-    folder: of the store.
-
-  Returns:
-    List of ranges, as far as they reach; [] if it is no store. Where chunks of
-    several sizes start at one image, the longest is taken.
-  """
-  longest = {}
-  for path in epath.Path(folder).iterdir():
-    found = re.fullmatch(r"chunk_(\d{7,})_(\d{7,})\.npz", path.name)
-    if found:
-      start, stop = map(int, found.groups())
-      longest[start] = max(stop, longest.get(start, 0))
-  chunks, start = [], 0
-  while start in longest:
-    chunks.append((start, longest[start]))
-    start = longest[start]
-  return chunks
-
-
 def read_images(folder, start, stop):
-  """Return the images [n, H, W, C] uint8 of one chunk."""
+  """Return the images [n, H, W, C] uint8 of a range of `complete`."""
   return _read_array("images", folder, start, stop)
 
 
 def read_labels(folder, start, stop):
-  """Return the labels [n] of one chunk."""
+  """Return the labels [n] of a range of `complete`."""
   return _read_array("labels", folder, start, stop)
 
 
 def _read_array(name, folder, start, stop):
-  with np.load(io.BytesIO(_path(folder, start, stop).read_bytes())) as chunk:
-    return chunk[name]
+  first, last = next(
+    (first, last)
+    for first, last in _chunks(folder)
+    if first <= start and stop <= last
+  )
+  data = _path(folder, first, last).read_bytes()
+  with np.load(io.BytesIO(data)) as chunk:
+    return chunk[name][start - first : stop - first]

@@ -81,7 +81,7 @@ def sampler(model, guide):
   )
   params = distributed.replicate_locally(params)
   draw = build.sampler(model.config, guide and guide.config)
-  draw.check_places(params)
+  distributed.in_all(lambda: draw.check_places(params))
 
   def sample(index, label):
     images, finite = draw(params, index, label)

@@ -88,8 +88,9 @@ class _Job:
   def report(self):
     """Write the report, one job at a time: none overwrites a newer one."""
     with self.lease(self._workdir / "report"):
-      if distributed.is_lead():
-        self._write_report(self._config, self._workdir, self._plan)
+      distributed.by_lead(
+        lambda: self._write_report(self._config, self._workdir, self._plan)
+      )
 
   def run(self, share):
     """Run the cells that nobody has done; those of other jobs come last."""
@@ -143,11 +144,14 @@ class _Job:
       except (errors.Preempted, lease.Busy):
         raise
       except Exception as error:
-        if _may_be_of_one_process(error):
-          raise
-        logging.exception("Cell %s failed.", cell)
+        if jax.process_count() > 1 and not getattr(error, "in_all", False):
+          raise  # the others may still be working on the cell
         kind = type(error).__name__
         self.failed[cell] = f"{kind}: {errors.first_line(error)}"
+        ours = isinstance(error, errors.UserError | errors.RunError)
+        logging.error(
+          "Cell %s failed: %s", cell, self.failed[cell], exc_info=not ours
+        )
         if distributed.is_lead():
           note = f"{kind}: {error}\n"
           files.write_atomic(planned.folder / "error.txt", note)
@@ -174,14 +178,8 @@ class _Job:
       raise
 
 
-def _may_be_of_one_process(error):
-  """Return whether other processes may still be working on the failed cell."""
-  ours = isinstance(error, errors.UserError | errors.RunError)
-  return jax.process_count() > 1 and not ours
-
-
 def _is_done(planned):
-  return distributed.agree(results.path(planned).exists())
+  return distributed.by_lead(lambda: results.path(planned).exists())
 
 
 def _sample_and_score(planned, start, training_seconds):
@@ -192,8 +190,15 @@ def _sample_and_score(planned, start, training_seconds):
     f"metrics.batch_size={config.metrics.batch_size}"
   ):
     measured = evaluate.evaluate(config, planned.run_dir, samples)
-  if not distributed.is_lead():
-    return
+  seconds = time.monotonic() - start
+  distributed.by_lead(
+    lambda: _write_result(planned, samples, measured, seconds, training_seconds)
+  )
+
+
+def _write_result(planned, samples, measured, seconds, training_seconds):
+  """Write metrics.json, last, and the pictures beside it."""
+  config = planned.config
   made_with = json.loads((samples.parent / "settings.json").read_text())
   result = results.Result(
     planned.cell,
@@ -201,7 +206,7 @@ def _sample_and_score(planned, start, training_seconds):
     sampler=config.sampling.sampler,
     v=None if "v" in identity.unused(config) else config.sampling.v,
     num_samples=measured["num_samples"],
-    seconds=round(time.monotonic() - start, 1),
+    seconds=round(seconds, 1),
     training_seconds=round(training_seconds, 1),
     machine=_machine(),
     metrics=measured["metrics"],

@@ -7,7 +7,6 @@ from typing import Any
 from typing import NamedTuple
 
 from absl import logging
-from clu import metric_writers
 from clu import parameter_overview
 from clu import periodic_actions
 from etils import epath
@@ -77,18 +76,21 @@ def train(config, workdir, *, wait=True):
 
 
 def _is_trained(config, workdir):
-  """Say whether no step is missing; the processes agree."""
-  newest = -1
-  if distributed.is_lead():
-    there = checkpoint.steps(workdir)
-    if there and there[-1] >= config.train.steps:
-      good = checkpoint.find_good(workdir)
-      newest = -1 if good is None else good
-  newest = distributed.agree(newest)
-  if newest < config.train.steps:
+  """Return whether no step is missing; process 0 looks."""
+  newest = distributed.by_lead(lambda: _newest(config, workdir))
+  if newest is None:
     return False
   logging.info("Trained already: step %d of %s.", newest, workdir)
   return True
+
+
+def _newest(config, workdir):
+  """Return the newest good step if it is the last one to train, or None."""
+  there = checkpoint.steps(workdir)
+  if not there or there[-1] < config.train.steps:
+    return None
+  good = checkpoint.find_good(workdir)
+  return good if good is not None and good >= config.train.steps else None
 
 
 def _run(config, workdir, source, check_lease):
@@ -100,9 +102,7 @@ def _run(config, workdir, source, check_lease):
     keep_every=train.keep_every,
     keep_first=train.keep_first,
   )
-  writer = metric_writers.create_default_writer(
-    str(workdir), just_logging=not distributed.is_lead()
-  )
+  writer = progress_lib.writer(workdir)
   monitor = watchdog.Watchdog(train.watchdog_seconds, "train.watchdog_seconds")
   with (
     preemption.deferred(),
@@ -181,6 +181,7 @@ def _log_save_show(run, state, number, in_flight, history, meta, stop):
     run.check_lease()
     in_a_row = {_IN_A_ROW: history.skipped_in_a_row}
     run.checkpoints.save(state, meta | in_a_row)
+    run.writer.flush()
   if stop and not last:
     run.checkpoints.close()
     preemption.end(
@@ -203,12 +204,14 @@ def _record(run, history, number, metrics):
     return
   run.writer.write_scalars(number, history.summarize())
   newest = run.checkpoints.newest_step()
-  raise errors.NonFiniteError(
+  error = errors.NonFiniteError(
     f"{skipped} steps in a row, {number - skipped + 1} to {number}, had a loss "
     "or gradient that is not finite and were skipped, more than "
     f"train.max_skipped={limit}; last checkpoint: "
     f"{'none' if newest is None else f'step {newest}'}"
   )
+  error.in_all = True  # metrics are the same in all processes
+  raise error
 
 
 def _restore_or_start(run, source, meta):

@@ -115,11 +115,12 @@ def test_one_without_a_manifest_is_read_and_said_not_to_be_verified(
 
 def test_what_killed_saves_and_deletions_leave_is_removed(workdir):
   folder = workdir / "checkpoints"
-  for name in ("4.orbax-checkpoint-tmp", ".deleted-1"):
-    (folder / name / "state").mkdir(parents=True)
-  assert checkpoint.steps(workdir) == [1, 2, 3]
+  (folder / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+  shutil.rmtree(folder / "1/ema")
+  (folder / "1" / manifest.NAME).unlink()
   assert restored_step(workdir) == 3
-  assert {path.name for path in folder.iterdir()} == {"1", "2", "3"}
+  save(workdir, 4)
+  assert {path.name for path in folder.iterdir()} == {"2", "3", "4"}
 
 
 def test_another_config_or_preprocessing_is_refused(workdir):

@@ -155,19 +155,53 @@ def test_values_that_are_not_finite_are_reported():
 
 
 def test_store_is_filled_by_chunks(tmp_path):
-  assert store.ranges(10, 4) == [(0, 4), (4, 8), (8, 10)]
   images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
+  assert store.missing(tmp_path / "new", 10) == [(0, 10)]
   store.write(tmp_path, 4, images[4:8], np.arange(4, 8))
-  assert store.missing(tmp_path, 10, 4) == [(0, 4), (8, 10)]
+  assert store.missing(tmp_path, 10) == [(0, 4), (8, 10)]
   store.write(tmp_path, 8, images[8:], np.arange(8, 10))
-  store.write(tmp_path, 0, images[:4], np.arange(4))
-  assert store.missing(tmp_path, 10, 4) == []
   result = tmp_path / "samples_10.npz"
-  read = store.assemble(tmp_path, result, 4)
+  with pytest.raises(errors.RunError, match="no chunk has images 0 to 4"):
+    store.assemble(tmp_path, result, 10)
+  store.write(tmp_path, 0, images[:4], np.arange(4))
+  assert store.missing(tmp_path, 10) == []
+  assert store.missing(tmp_path, 12) == [(10, 12)]
+  read = store.assemble(tmp_path, result, 10)
   np.testing.assert_array_equal(read, images)
   np.testing.assert_array_equal(images_of(result)[0], images)
   np.testing.assert_array_equal(images_of(result)[1], np.arange(10))
   assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_chunks_may_overlap_and_end_behind_the_last_image(tmp_path):
+  images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
+  for start, stop in ((0, 3), (0, 5), (2, 4), (4, 10)):
+    store.write(tmp_path, start, images[start:stop], np.arange(start, stop))
+  assert store.complete(tmp_path) == [(0, 3), (3, 5), (5, 10)]
+  for count in (4, 9, 10):
+    result = tmp_path / f"samples_{count}.npz"
+    read = store.assemble(tmp_path, result, count)
+    np.testing.assert_array_equal(read, images[:count])
+    np.testing.assert_array_equal(images_of(result)[1], np.arange(count))
+
+
+def test_drawn_images_are_written_by_number_by_gap_and_by_time(
+  tmp_path, monkeypatch
+):
+  def add(writer, *index):
+    images = np.zeros((len(index), 2, 2, 1), np.uint8)
+    writer.add(np.array(index), images, np.array(index))
+
+  writer = store.Writer(tmp_path, 4)
+  add(writer, 0, 1, 2)
+  assert store.missing(tmp_path, 9) == [(0, 9)]
+  add(writer, 3, 6, 7)
+  assert store.missing(tmp_path, 9) == [(4, 6), (8, 9)]
+  monkeypatch.setattr(store, "_SECONDS", 0.0)
+  add(writer, 8)
+  assert store.missing(tmp_path, 9) == [(4, 6)]
+  writer.flush()
+  assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +237,10 @@ def test_generate_resumes_by_chunk(config, trained, monkeypatch):
   path = generate.generate(config, trained[1])
   images, _ = images_of(path)
   path.unlink()
-  (path.parent / "chunk_0000012_0000022.npz").unlink()
+  last = max(path.parent.glob("chunk*"))
+  start = int(last.name.split("_")[1])
+  assert start > 0
+  last.unlink()
   written = []
   write = store.write
   monkeypatch.setattr(
@@ -212,28 +249,31 @@ def test_generate_resumes_by_chunk(config, trained, monkeypatch):
   np.testing.assert_array_equal(
     images_of(generate.generate(config, trained[1]))[0], images
   )
-  assert written == [12]
+  assert written == [start]
   generate.generate(config, trained[1])
-  assert written == [12]
+  assert written == [start]
 
 
-def test_sigterm_ends_sampling_after_the_chunk(config, trained, monkeypatch):
-  config.sampling.seed = 3
+def test_sigterm_ends_sampling_after_the_call(config, trained, monkeypatch):
+  config.sampling.seed, config.sampling.batch_size = 3, 2
   handler = signal.getsignal(signal.SIGTERM)
   preemption.install()
-  write = store.write
+  add = store.Writer.add
 
   def signalled(*args):
     os.kill(os.getpid(), signal.SIGTERM)
-    write(*args)
+    add(*args)
 
   with monkeypatch.context() as patched:
-    patched.setattr(store, "write", signalled)
-    with pytest.raises(errors.Preempted, match="1 of 2 chunks are written"):
+    patched.setattr(store.Writer, "add", signalled)
+    words = "8 of 22 images are written"
+    with pytest.raises(errors.Preempted, match=words):
       generate.generate(config, trained[1])
   signal.signal(signal.SIGTERM, handler)
-  images, _ = images_of(generate.generate(config, trained[1]))
-  assert len(images) == 22
+  path = generate.generate(config, trained[1])
+  names = {chunk.name for chunk in path.parent.glob("chunk*")}
+  assert "chunk_0000000_0000008.npz" in names
+  assert len(images_of(path)[0]) == 22
 
 
 def test_batch_and_chunk_sizes_do_not_change_the_images(config, trained):
