@@ -5,7 +5,9 @@ them. It is no protection against tampering.
 """
 
 from concurrent import futures
+import functools
 import json
+import os
 import zlib
 
 from etils import epath
@@ -67,8 +69,15 @@ def _names(folder, prefix):
 
 
 def _measure(path):
+  """Return (length, CRC-32), read once while a file stays as it is."""
+  return _read(os.fspath(path), os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path, written):
+  del written  # part of the key
   length, crc = 0, 0
-  with path.open("rb") as file:
+  with open(path, "rb") as file:
     while chunk := file.read(_CHUNK):
       length += len(chunk)
       crc = zlib.crc32(chunk, crc)
