@@ -36,7 +36,7 @@ FRONTS = {
   *("metrics.feature_training",),
 }
 # Users of TensorFlow or clu.
-_HEAVY_FRONTS = FRONTS | {"data.imagenet"}
+_HEAVY_FRONTS = FRONTS | {"data.imagenet", "training.events"}
 HEAVY = {"tensorflow", "torch", "tensorflow_datasets", "clu"}
 
 

@@ -69,10 +69,12 @@ class Checkpointer:
   def _open(self, policies):
     """Tidy the folder; return the newest good step, None without one."""
     newest = self._set_damaged_aside()
+    self._folder.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        create=False,  # which process 0 alone may not ask for
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         multiprocessing_options=_alone(),

@@ -32,7 +32,8 @@ def initialize(*, join_seconds, peer_seconds):
   """
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
   count, process = map(_integer, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-  if next(filter(None, map(os.environ.get, _COUNTS)), None) == "1":
+  expected = next(filter(None, map(os.environ.get, _COUNTS)), None)
+  if expected == "1":
     return
   try:
     with _exit_after(join_seconds, address, count, process):
@@ -45,12 +46,13 @@ def initialize(*, join_seconds, peer_seconds):
         shutdown_timeout_seconds=peer_seconds,
       )
   except (ValueError, IndexError) as error:
-    if address is None and count is None:
+    if address is None and expected is None:
       return  # nothing found
     raise errors.UserError(
-      f"JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={count}, "
-      f"JAX_PROCESS_ID={process}: set all three: HOST:PORT of process 0, the "
-      f"number of processes, and from 0 this one's ({error})"
+      f"{expected or 'several'} processes, JAX_COORDINATOR_ADDRESS={address}, "
+      f"JAX_NUM_PROCESSES={count}, JAX_PROCESS_ID={process}: set all three: "
+      "HOST:PORT of process 0, the number of processes, and this one's from 0 "
+      f"on ({error})"
     ) from error
 
 

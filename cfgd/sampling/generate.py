@@ -1,7 +1,6 @@
 """Sample from a trained run: draw what is missing, then assemble all."""
 
 import functools
-import math
 
 from absl import logging
 import jax
@@ -67,6 +66,17 @@ def _finish(folder, result, num_samples):
   files.write_atomic(folder / "grid.png", image_ops.png(picture))
 
 
+def divide(missing, processes):
+  """Return the indices of images that each process draws: equal shares.
+
+  Args:
+    missing: (start, stop) of each range of images.
+    processes: their number.
+  """
+  index = np.concatenate([np.arange(*span) for span in missing])
+  return np.array_split(index, processes)
+
+
 def _fill(config, draw, folder, missing):
   """Draw this process's share of the missing images, and write them.
 
@@ -77,12 +87,9 @@ def _fill(config, draw, folder, missing):
     missing: (start, stop) of each range of images.
   """
   sampling = config.sampling
-  missing = np.concatenate([np.arange(*span) for span in missing])
-  # All processes have equal shares, whatever their number, and take equally
-  # many rounds, some maybe an empty last one.
-  mine = np.array_split(missing, jax.process_count())[jax.process_index()]
+  shares = divide(missing, jax.process_count())
+  mine = shares[jax.process_index()]
   per_call = sampling.batch_size * jax.local_device_count()
-  rounds = -(-len(missing) // jax.process_count()) / per_call
   logging.info(
     "Sampling %d images: %s, w=%g (s=%g), T=%d, %s.",
     len(mine),
@@ -103,7 +110,8 @@ def _fill(config, draw, folder, missing):
       report.add(len(index))
 
   with preemption.deferred():
-    for number in range(math.ceil(rounds)):
+    # All processes take equally many rounds, some maybe an empty last one.
+    for number in range(-(-max(map(len, shares)) // per_call)):
       index = mine[number * per_call : (number + 1) * per_call]
       distributed.in_all(functools.partial(work, index))
       if preemption.reached():

@@ -25,6 +25,7 @@ from cfgd.runtime import files
 from cfgd.runtime import lease
 from cfgd.runtime import preemption
 from cfgd.runtime import watchdog
+from cfgd.training import events
 from cfgd.training import progress as progress_lib
 from cfgd.training import state as state_lib
 from cfgd.training import tasks
@@ -102,7 +103,7 @@ def _run(config, workdir, source, check_lease):
     keep_every=train.keep_every,
     keep_first=train.keep_first,
   )
-  writer = progress_lib.writer(workdir)
+  writer = events.writer(workdir)
   monitor = watchdog.Watchdog(train.watchdog_seconds, "train.watchdog_seconds")
   with (
     preemption.deferred(),

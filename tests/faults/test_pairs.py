@@ -62,6 +62,7 @@ def start_pair(name, workdir, fault="", overrides=SWEEP):
     subprocess.Popen(
       [
         *(sys.executable, "-c", FRONT, name, fault, f"--workdir={workdir}"),
+        "--config=configs/sweep_embedded.py",
         *(*tiny.flags(overrides), "--peer_seconds=10"),
       ],
       cwd=processes.ROOT,
@@ -105,7 +106,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(
   ("name", "fault", "words"),
   [
-    ("train", "bug", "process 1 ended: KeyError: 'defect'"),
+    ("train", "bug", "KeyError: 'defect'"),
     ("sample", "non-finite", "samples are not finite"),
     ("sample", "full disk", "No space left on device"),
     ("sample", "bug", "KeyError: 'defect'"),

@@ -104,6 +104,8 @@ def test_environments(environment, found, monkeypatch):
       "HOST:PORT of process 0",
     ),
     ({"JAX_NUM_PROCESSES": "4"}, "JAX_COORDINATOR_ADDRESS=None"),
+    # Open MPI 5, which JAX does not detect.
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, "4 processes, .*set all three"),
   ],
 )
 def test_what_is_missing_is_named(environment, words, monkeypatch):

@@ -288,6 +288,15 @@ def test_batch_and_chunk_sizes_do_not_change_the_images(config, trained):
   np.testing.assert_array_equal(images_of(again)[0], images)
 
 
+def test_every_host_of_a_pod_draws():
+  shares = generate.divide([(0, 50_000)], 64)
+  assert {len(share) for share in shares} == {781, 782}
+  np.testing.assert_array_equal(np.concatenate(shares), np.arange(50_000))
+  shares = generate.divide([(3, 5), (8, 9)], 2)
+  assert [list(share) for share in shares] == [[3, 4], [8]]
+  assert [len(share) for share in generate.divide([(0, 2)], 3)] == [1, 1, 0]
+
+
 def test_labels_can_be_chosen(config, trained):
   config.sampling.labels = (7, 2)
   _, labels = images_of(generate.generate(config, trained[1]))
