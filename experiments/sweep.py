@@ -2,19 +2,18 @@
 
   python -m experiments.sweep --config=configs/sweep_embedded.py --workdir=DIR
 
-Trains what is missing, then samples and scores cell by cell; run the same
-command again to continue. Writes results.csv, report.md and report.html into
-DIR.
+Trains what is missing, then samples and scores cell by cell, and writes
+results.csv, report.md and report.html into DIR; the same command continues.
 
---plan prints the cost and does nothing else: network evaluations, FLOP, and
-hours at --evaluations_per_second, which benchmarks.sample measures.
+--plan prints the cost and the jobs to start, --list_trainings the folders of all
+models. benchmarks.sample measures --evaluations_per_second.
 
-Several jobs may share a sweep: run the same command several times on one DIR,
-or give each its own cells with --shard=3/16, the third of sixteen.
+Several jobs may share a DIR, each with all cells or its own, --shard=3/16. With
+--part=trainings --shard=2/3 for the second of three models, and --part=cells
+later, none waits for another one's training.
 """
 
 from absl import flags
-from etils import epath
 
 from cfgd.paper import report
 from cfgd.sweep import planner
@@ -24,7 +23,10 @@ from experiments import launcher
 _CONFIG = launcher.define_config("sweep_embedded.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.")
 _SHARD = flags.DEFINE_string("shard", "1/1", "Share of this job, as in 3/16.")
-_PLAN = flags.DEFINE_boolean("plan", False, "Print the cost, do nothing.")
+_PARTS = ("all", "trainings", "cells")
+_PART = flags.DEFINE_enum("part", "all", _PARTS, "What to do of the sweep.")
+_PLAN = flags.DEFINE_boolean("plan", False, "Print the cost.")
+_LIST = flags.DEFINE_boolean("list_trainings", False, "Print all models.")
 _RATE = flags.DEFINE_float(
   "evaluations_per_second",
   0.0,
@@ -35,16 +37,23 @@ flags.mark_flag_as_required("workdir")
 
 
 def main():
-  """Run the sweep and print its report, or print its cost."""
+  """Run a sweep or a part of it, or print what it would do."""
   config, workdir = _CONFIG.value, _WORKDIR.value
   write_report = report.writer(config)
+  shard = launcher.parse_shard(_SHARD.value)
   if _PLAN.value:
     print("\n".join(planner.price(config, workdir, _RATE.value)))
-    return
-  shard = launcher.parse_shard(_SHARD.value)
-  path = runner.sweep(config, workdir, write_report, shard=shard)
-  print((epath.Path(path).parent / "report.md").read_text())
-  print(f"Report: {path}")
+    print(planner.jobs(config, workdir))
+  elif _LIST.value:
+    print("\n".join(planner.run_dirs(config, workdir)))
+  elif _PART.value == "trainings":
+    runner.train(config, workdir, shard=shard)
+  else:
+    if _PART.value == "cells":
+      runner.require_trained(config, workdir, shard=shard)
+    path = runner.sweep(config, workdir, write_report, shard=shard)
+    print((path.parent / "report.md").read_text())
+    print(f"Report: {path}")
 
 
 if __name__ == "__main__":

@@ -201,6 +201,27 @@ def plan(config, workdir):
   return planned
 
 
+class Training(NamedTuple):
+  """A model that cells need: a diffusion model, or a classifier as a guide."""
+
+  config: ml_collections.ConfigDict
+  run_dir: epath.Path
+
+
+def trainings(planned):
+  """Return the models that planned cells need, each once, first needed first.
+
+  Args:
+    planned: list of Planned.
+  """
+  found = {}
+  for one in planned:
+    found.setdefault(one.run_dir, one.config)
+    if one.guide_config is not None:
+      found.setdefault(one.guide_dir, one.guide_config)
+  return [Training(config, run_dir) for run_dir, config in found.items()]
+
+
 def _plan_cell(config, workdir, cell):
   config = cell_config(
     config,

@@ -45,6 +45,23 @@ def price(config, workdir, evaluations_per_second):
   )
 
 
+def run_dirs(config, workdir):
+  """Return the folders of the models that a sweep trains."""
+  return [str(k.run_dir) for k in grid.trainings(grid.plan(config, workdir))]
+
+
+def jobs(config, workdir):
+  """Return a line that says into which jobs a sweep divides."""
+  plan = grid.plan(config, workdir)
+  names = [training.run_dir.name for training in grid.trainings(plan)]
+  count = len(names)
+  return (
+    f"Jobs: --part=trainings in up to {count}, --shard=1/{count} and so on, "
+    f"one for each model ({', '.join(names)}); then --part=cells in up to "
+    f"{len(plan)}."
+  )
+
+
 def evaluations(config, guide_cost):
   """Return the forward passes that one image of a config takes.
 

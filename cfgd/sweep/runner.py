@@ -9,6 +9,7 @@ import jax
 
 from cfgd import identity
 from cfgd.metrics import evaluate
+from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
@@ -66,6 +67,66 @@ def sweep(config, workdir, write_report, *, shard=(1, 1)):
       f"error.txt in {workdir / 'cells'}; run the same command to retry them"
     )
   return workdir / "report.html"
+
+
+def train(config, workdir, *, shard=(1, 1)):
+  """Train the models of a sweep that are missing, and run no cell.
+
+  Several jobs, each on nodes of its own, may divide the models; a job may also
+  be several processes that train together. If a training fails, the others of
+  this job still run.
+
+  Args:
+    config: as of `sweep`.
+    workdir: as of `sweep`, which finds the models there.
+    shard: (i, n) for every n-th model from the i-th on; i from 1.
+
+  Raises:
+    errors.UserError: bad config, or a workdir made with another.
+    errors.RunError: some trainings failed; names them.
+    errors.Preempted: stopped by a signal.
+  """
+  index, count = shard
+  plan = grid.plan(config, epath.Path(workdir))
+  identity.claim_workdir(config, workdir, write=distributed.is_lead())
+  failed = {}
+  for training in grid.trainings(plan)[index - 1 :: count]:
+    logging.info("Training %s", training.run_dir)
+    try:
+      loop.train(training.config, training.run_dir)
+    except errors.Preempted:
+      raise
+    except Exception as error:
+      if _may_be_of_one_process(error):
+        raise
+      logging.exception("Training %s failed.", training.run_dir)
+      kind = type(error).__name__
+      failed[training.run_dir.name] = f"{kind}: {errors.first_line(error)}"
+  if failed:
+    told = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    raise errors.RunError(
+      f"{len(failed)} trainings failed ({told}); run the same command to retry "
+      "them"
+    )
+
+
+def require_trained(config, workdir, *, shard=(1, 1)):
+  """Raise errors.UserError if an unfinished cell of a job lacks its model."""
+  plan = grid.shard(grid.plan(config, epath.Path(workdir)), *shard)
+  models = grid.trainings([one for one in plan if not _is_done(one)])
+  missing = distributed.by_lead(
+    lambda: [one.run_dir.name for one in models if not _is_trained(one)]
+  )
+  if missing:
+    raise errors.UserError(
+      f"--part=cells: not trained in {workdir}/runs: {', '.join(missing)}; run "
+      "--part=trainings first, or leave --part out to do both"
+    )
+
+
+def _is_trained(training):
+  steps = checkpoint.steps(training.run_dir)
+  return bool(steps) and steps[-1] >= training.config.train.steps
 
 
 class _Job:
