@@ -5,8 +5,8 @@
 Trains what is missing, then samples and scores cell by cell, and writes
 results.csv, report.md and report.html into DIR; the same command continues.
 
---plan prints the cost and the jobs to start, --list_trainings the folders of all
-models. benchmarks.sample measures --evaluations_per_second.
+--plan prints the cost and the jobs to start, --list_trainings the models'
+folders. benchmarks.sample measures --evaluations_per_second.
 
 Several jobs may share a DIR, each with all cells or its own, --shard=3/16. With
 --part=trainings --shard=2/3 for the second of three models, and --part=cells

@@ -47,22 +47,25 @@ free_port() {
 print(s.getsockname()[1])'
 }
 
-# Prints the environment of process $1, a variable per line.
-environment_of() {
-  printf '%s\n' "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" \
-    "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1"
+# Sets the array `variables`, the environment of process $1.
+set_variables() {
+  local gpu list=""
+  variables=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$port"
+    "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1")
   if ((gpus)); then
-    printf 'CUDA_VISIBLE_DEVICES=%s\n' \
-      "$(seq -s, $(($1 * gpus)) $((($1 + 1) * gpus - 1)))"
+    for ((gpu = $1 * gpus; gpu < ($1 + 1) * gpus; gpu++)); do
+      list="$list,$gpu"
+    done
+    variables+=("CUDA_VISIBLE_DEVICES=${list#,}")
   else
-    printf 'JAX_PLATFORMS=cpu\n'
+    variables+=("JAX_PLATFORMS=cpu")
   fi
 }
 
 if [[ -n "$DRY_RUN" ]]; then
   port="${port:-8476}"
   for ((i = 0; i < processes; i++)); do
-    mapfile -t variables < <(environment_of "$i")
+    set_variables "$i"
     printf '%s > %s 2>&1 &\n' "$(quote env "${variables[@]}" "$@")" \
       "$(quote "${log_dir:-LOG_DIR}/process_$i.log")"
   done
@@ -76,12 +79,12 @@ log_dir="${log_dir:-$(mktemp -d "${TMPDIR:-/tmp}/cfgd-processes.XXXXXX")}"
 mkdir -p "$log_dir"
 pids=()
 for ((i = 0; i < processes; i++)); do
-  mapfile -t variables < <(environment_of "$i")
+  set_variables "$i"
   env "${variables[@]}" "$@" > "$log_dir/process_$i.log" 2>&1 &
   pids+=("$!")
 done
 printf '%s processes, logs in %s\n' "$processes" "$log_dir" >&2
-tail -n +1 -F --pid="${pids[0]}" "$log_dir/process_0.log" 2> /dev/null &
+tail -n +1 -F "$log_dir/process_0.log" 2> /dev/null &
 tail_pid=$!
 
 send_all() {
@@ -114,7 +117,7 @@ while ((${#running[@]})) && [[ -z "$failed" ]]; do
       break
     fi
   done
-  running=("${left[@]}")
+  running=(${left[@]+"${left[@]}"})
 done
 
 if [[ -n "$failed" ]]; then

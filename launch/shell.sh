@@ -1,5 +1,8 @@
 # Sourced by the scripts beside it: one-line errors, dry runs, quoting.
 # shellcheck shell=bash
+#
+# Bash 3.2, which macOS has, has no mapfile and no wait -n, and under `set -u`
+# an empty array counts as unset: hence ${words[@]+"${words[@]}"}.
 
 DRY_RUN="${DRY_RUN:-}"
 
@@ -16,15 +19,15 @@ usage() {
 
 # Prints words quoted for a shell.
 quote() {
-  local word words=()
+  local word words=() escaped="'\\''"
   for word; do
     if [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+~-]+$ ]]; then
       words+=("$word")
     else
-      words+=("'${word//\'/\'\\\'\'}'")
+      words+=("'${word//\'/$escaped}'")
     fi
   done
-  printf '%s\n' "${words[*]}"
+  printf '%s\n' "${words[*]-}"
 }
 
 # Runs a command, or prints it in a dry run.
@@ -39,6 +42,12 @@ require() {
 require_number() {
   [[ "$2" =~ ^[0-9]+$ ]] || die "$1=$2: must be a whole number"
   ((10#$2 >= ${3:-0})) || die "$1=$2: must be at least ${3:-0}"
+}
+
+# $1 is the repository, $2 a config of it, perhaps with :FORM after its path.
+require_config() {
+  (cd "$1" && [[ -f "${2%%:*}" ]]) ||
+    die "--config=$2: no such file; paths are relative to $1"
 }
 
 require_command() {

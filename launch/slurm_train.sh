@@ -4,7 +4,7 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
-# Train on a SLURM cluster; requeue on preemption or time limit.
+# Train on a SLURM cluster, and go on by itself when something ends the job.
 #
 #   launch/slurm_train.sh --config=configs/imagenet64.py --workdir=DIR \
 #     [--nodes=2] [--gpus=8] [--time=24:00:00] [--partition=P] [--account=A]
@@ -22,7 +22,8 @@
 # --dry-run            print the submission and the commands of the job
 #
 # SLURM sends SIGTERM 120 s before the time limit, and at preemption: the run
-# saves, and the job is requeued, which resumes it.
+# saves, and the job is requeued, which resumes it. So is a job one of whose
+# processes or nodes died; one that failed, with exit code 1 or 2, is not.
 set -euo pipefail
 
 if [[ -n "${SLURM_JOB_ID:-}" ]]; then
@@ -38,6 +39,15 @@ source "$root/launch/shell.sh"
 source "$root/launch/slurm.sh"
 
 parse_slurm "$@"
-[[ -z "$shards" ]] || die "--shards=$shards: belongs to launch/slurm_sweep.sh"
-submit_unless_in_job "$root" slurm_train.sh
+for other in "--shards=$shards" "--part=$part" "--trainings=$trainings"; do
+  [[ "$other" == *= ]] || die "$other: belongs to launch/slurm_sweep.sh"
+done
+if ! in_job; then
+  require_command sbatch
+  require_config "$root" "$config"
+  prepare_submission "$root" slurm_train.sh "$nodes"
+  run "${submission[@]}"
+  [[ -n "$DRY_RUN" ]] || exit 0
+  echo '# and the job runs:'
+fi
 work experiments.train

@@ -5,7 +5,8 @@
 #   launch/tpu_pod.sh sync   --name=N --zone=Z [--data=gs://BUCKET/data]
 #   launch/tpu_pod.sh train  --name=N --zone=Z --config=configs/imagenet64.py \
 #     --workdir=gs://BUCKET/imagenet64 [--config.X.Y=VALUE ...]
-#   launch/tpu_pod.sh sweep  ... the same flags, and --shard=I/N of several pods
+#   launch/tpu_pod.sh sweep  ... the same flags; of several pods also
+#     --part=trainings or --part=cells, each with --shard=I/N
 #   launch/tpu_pod.sh status | logs | stop | delete  --name=N --zone=Z
 #
 # create   requests the slice as a queued resource and waits until it is active
@@ -15,7 +16,8 @@
 # sweep    stays, recreates a preempted slice and resumes the run on it
 # status   of the queued resource, and of the run on every worker
 # logs     follows the log of worker 0, or of --worker=I
-# stop     SIGTERM to the run on every worker: it saves and ends
+# stop     SIGTERM to the run on every worker: it saves and ends; train and sweep
+#          with the same flags resume it
 # delete   deletes the queued resource and its slice, after asking
 #
 # --name=N      of the queued resource and of its node
@@ -39,7 +41,8 @@ root="$(dirname "$here")"
 source "$here/shell.sh"
 
 name="" zone="" project="" type="" runtime="" spot="" data="" version=3.11
-watch="" every=60 yes="" worker=0 config="" workdir="" passed=()
+watch="" every=60 yes="" worker=0 config="" workdir="" shard="" part=""
+passed=()
 action="${1:---help}"
 (($# == 0)) || shift
 
@@ -60,7 +63,9 @@ parse() {
       --worker=*) worker="${1#*=}" ;;
       --config=*) config="${1#*=}" ;;
       --workdir=*) workdir="${1#*=}" ;;
-      --config.*=* | --shard=*) passed+=("$1") ;;
+      --shard=*) shard="${1#*=}" ;;
+      --part=*) part="${1#*=}" ;;
+      --config.*=*) passed+=("$1") ;;
       --dry-run) DRY_RUN=1 ;;
       --help | -h) usage "$0" && exit ;;
       *) die "$1: unknown option; see --help" ;;
@@ -147,7 +152,7 @@ sync_code() {
   [[ -n "$DRY_RUN" ]] || archive="$(mktemp -d)/cfgd.tar.gz"
   # shellcheck disable=SC2016 # Expanded by the inner shell.
   run bash -o pipefail -c \
-    'git -C "$1" ls-files -z | tar -C "$1" --null --files-from=- -czf "$2"' \
+    'git -C "$1" ls-files -z | tar -C "$1" --null -T - -czf "$2"' \
     pack "$root" "$archive"
   run gcloud compute tpus tpu-vm scp "$archive" "$name:" "${where[@]}" \
     --worker=all
@@ -169,16 +174,19 @@ sync_data() {
 start() {
   local module="experiments.$1"
   on_workers all "cfgd/launch/tpu_worker.sh start $(quote "$module" \
-    "--config=$config" "--workdir=$workdir" "${passed[@]}")"
+    "--config=$config" "--workdir=$workdir" ${part:+"--part=$part"} \
+    ${shard:+"--shard=$shard"} ${passed[@]+"${passed[@]}"})"
 }
 
 launch() {
   require --config "$config"
   require --workdir "$workdir"
-  [[ -f "$root/${config%%:*}" ]] ||
-    die "--config=$config: no such file; it is relative to $root"
+  require_config "$root" "$config"
   [[ "$workdir" == gs://* ]] ||
     die "--workdir=$workdir: must be in a bucket, gs://..., which all workers see"
+  [[ -z "$shard" || "$part" == trainings || "$part" == cells ]] ||
+    die "--shard=$shard: in a bucket two pods would train the same model; give" \
+      "--part=trainings, and later --part=cells"
   [[ -z "$watch" ]] || require --type "$type"
   start "$1"
   [[ -z "$watch" ]] || watch_run "$1"
@@ -212,7 +220,8 @@ watch_run() {
     case "$line" in
       *": running"*) ;;
       *": ended with 0"*) return ;;
-      *": not started"* | *": died"*) start "$1" ;;
+      # The other workers may still run.
+      *": not started"* | *": died"*) start "$1" || true ;;
       *": ended with 75"*) die "$name: stopped; run the same command again to resume" ;;
       *": ended with "*) die "$name: the run failed; see tpu_pod.sh logs" ;;
     esac

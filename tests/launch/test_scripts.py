@@ -25,12 +25,32 @@ def test_scripts_are_what_they_were_meant_to_be():
     assert "\nset -euo pipefail\n" in (LAUNCH / name).read_text(), name
 
 
+# What macOS lacks: its Bash is 3.2, its tail and seq are BSD's.
+NOT_ON_MACOS = re.compile(
+  r"\b(mapfile|readarray|wait -n|declare -A|local -A|seq )|--pid|"
+  r"\$\{\w+(,,|\^\^|@[A-Z])|(?<![+\w])\"\$\{(passed|left|words)\[@\]\}\""
+)
+
+
+@pytest.mark.parametrize(
+  "name", ["environment.sh", "shell.sh", "local_processes.sh", "tpu_pod.sh"]
+)
+def test_scripts_of_a_laptop_run_on_macos(name):
+  lines = (LAUNCH / name).read_text().splitlines()
+  code = [line for line in lines if not line.lstrip().startswith("#")]
+  assert not [line for line in code if NOT_ON_MACOS.search(line)]
+
+
 def test_shellcheck_finds_nothing():
   # Beside the interpreter where it came with the tests.
   beside = pathlib.Path(sys.executable).parent
   program = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
   done = subprocess.run(
-    [program, "-x", "-P", conftest.ROOT, *(LAUNCH / k for k in SCRIPTS)],
+    [
+      *(program, "-x", "-P", conftest.ROOT),
+      *(LAUNCH / name for name in SCRIPTS),
+      conftest.ROOT / "tests" / "faults" / "slurm.sh",
+    ],
     capture_output=True,
     text=True,
   )
@@ -46,8 +66,9 @@ def test_help_names_every_option(fakes, name):
   if "slurm" in name:
     text += (LAUNCH / "slurm.sh").read_text()
   options = set(re.findall(r"^ +(--[a-z-]+)=?\*?\)", text, flags=re.MULTILINE))
-  other = {"--shards"} if name == "slurm_train.sh" else set()
-  other |= {"--nodes", "--tasks-per-node"} if "sweep" in name else set()
+  sweeps = {"--shards", "--part", "--trainings", "--train-nodes"}
+  other = sweeps if name == "slurm_train.sh" else set()
+  other |= {"--nodes"} if "sweep" in name else set()
   assert not {k for k in options if k not in out} - other
   assert fakes.run(name, "-h")[1] == out
 
@@ -87,7 +108,30 @@ def test_help_names_every_option(fakes, name):
         *("create", "--name=n", "--zone=z", "--type=v99-8"),
       ],
     ),
+    (
+      "two pods would train the same model",
+      "tpu_pod.sh",
+      [
+        *("sweep", "--name=n", "--zone=z", "--workdir=gs://b/r"),
+        *("--config=configs/sweep_imagenet64.py", "--shard=1/2"),
+      ],
+    ),
     ("--config is missing", "slurm_train.sh", ["--workdir=w"]),
+    (
+      "--part=all: belongs to launch/slurm_sweep.sh",
+      "slurm_train.sh",
+      [*("--config=c", "--workdir=w", "--part=all")],
+    ),
+    (
+      "--part=some: must be all, trainings or cells",
+      "slurm_sweep.sh",
+      [*("--config=c", "--workdir=w", "--part=some")],
+    ),
+    (
+      "--nodes=2: see --train-nodes",
+      "slurm_sweep.sh",
+      [*("--config=c", "--workdir=w", "--nodes=2")],
+    ),
     ("--workdir is missing", "slurm_sweep.sh", ["--config=c"]),
     (
       "--gpus=many: must be a whole",
@@ -179,10 +223,29 @@ def test_the_jobset_holds_together():
   # Kubernetes takes a podFailurePolicy with restartPolicy Never alone.
   assert pod["restartPolicy"] == "Never"
   rules = job["podFailurePolicy"]["rules"]
-  assert [rule["action"] for rule in rules] == ["FailJob", "FailJob"]
-  preempted = {"operator": "In", "values": [75]}
-  preempted["containerName"] = container["name"]
-  assert rules[0]["onExitCodes"] == preempted
+  assert {rule["action"] for rule in rules} == {"FailJob"}
+  # The first one that fits decides: a drained node may also be a SIGKILL.
+  assert rules[0]["onPodConditions"][0]["type"] == "DisruptionTarget"
+  codes = [rule["onExitCodes"] for rule in rules[1:]]
+  assert {k["containerName"] for k in codes} == {container["name"]}
+  assert codes[0]["values"] == [75]
+  assert {134, 137, 143} <= set(codes[1]["values"])
+  assert min(codes[1]["values"]) > 128
+  assert 130 not in codes[1]["values"]
+  preempted, killed, failed = jobset["spec"]["failurePolicy"]["rules"]
+  assert preempted["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+  # As Kubernetes words it.
+  for message, fits in (
+    ("Pod a/b has condition DisruptionTarget matching FailJob rule", True),
+    ("Container train for pod a/b failed with exit code 75 matching", True),
+    ("Container train for pod a/b failed with exit code 137 matching", False),
+  ):
+    patterns = preempted["onJobFailureMessagePatterns"]
+    assert any(re.search(k, message) for k in patterns) == fits, message
+  assert killed["action"] == "RestartJobSet"
+  assert killed["onJobFailureReasons"] == ["PodFailurePolicy"]
+  assert failed["action"] == "FailJobSet"
+  assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
   mounted = {mount["name"] for mount in container["volumeMounts"]}
   assert mounted == {volume["name"] for volume in pod["volumes"]}
   (script,) = container["args"]

@@ -1,5 +1,8 @@
 """Submission and the job itself, with a SLURM that only remembers."""
 
+import subprocess
+import time
+
 import pytest
 
 from tests.launch import conftest
@@ -16,21 +19,45 @@ sbatch --chdir={ROOT} --nodes=1 --ntasks-per-node=1 --gpus-per-node=8 \
 srun --kill-on-bad-exit=1 python -m experiments.train \
 --config=configs/imagenet64.py '--workdir=/scratch/a run'
 """
-DRY_SHARDS = f"""\
-sbatch --chdir={ROOT} --nodes=1 --ntasks-per-node=1 --array=1-16 \
---gpus-per-node=8 {ROOT}/launch/slurm_sweep.sh --shards=16 --python=python \
+DRY_SWEEP = f"""\
+sbatch --chdir={ROOT} --nodes=4 --ntasks-per-node=8 --parsable \
+--job-name=cfgd-trainings --array=1-3 --gpus-per-node=8 \
+{ROOT}/launch/slurm_sweep.sh --part=trainings --shards=3 --python=python \
 --config=configs/sweep_imagenet64.py --workdir=/scratch/sweep
-# and the job runs:
+# and each of the 3 jobs runs, as the first does:
 srun --kill-on-bad-exit=1 python -m experiments.sweep \
---config=configs/sweep_imagenet64.py --workdir=/scratch/sweep --shard=1/16
+--config=configs/sweep_imagenet64.py --workdir=/scratch/sweep \
+--part=trainings --shard=1/3
+sbatch --chdir={ROOT} --nodes=1 --ntasks-per-node=1 --parsable \
+--job-name=cfgd-cells --array=1-16 --dependency=afterok:TRAININGS \
+--kill-on-invalid-dep=yes --gpus-per-node=8 \
+{ROOT}/launch/slurm_sweep.sh --part=cells --shards=16 --python=python \
+--config=configs/sweep_imagenet64.py --workdir=/scratch/sweep
+# and each of the 16 jobs runs, as the first does:
+srun --kill-on-bad-exit=1 python -m experiments.sweep \
+--config=configs/sweep_imagenet64.py --workdir=/scratch/sweep \
+--part=cells --shard=1/16
+"""
+# squeue's state and comment of the job; scontrol changes the comment.
+QUEUE = """
+case "$*" in
+  *format=%T*) cat "$FAKES/state" 2> /dev/null || echo RUNNING ;;
+  *format=%k*) cat "$FAKES/comment" 2> /dev/null || echo "(null)" ;;
+esac
+"""
+COMMENT = """
+[[ "$*" != *Comment=* ]] || echo "${@: -1}" | cut -d= -f2 > "$FAKES/comment"
 """
 
 
 @pytest.fixture
 def cluster(fakes):
-  for command in ("sbatch", "srun", "scontrol"):
+  for command in ("sbatch", "srun", "scancel"):
     fakes.add(command)
-  fakes.add("squeue", "echo RUNNING")
+  fakes.add("scontrol", COMMENT)
+  fakes.add("squeue", QUEUE)
+  # Three models, as --list_trainings prints them.
+  fakes.add("python", "printf 'runs/%s\\n' p0.1 p0.2 classifier")
   return fakes
 
 
@@ -41,18 +68,59 @@ def test_dry_run_of_an_8_gpu_node(cluster):
   assert not cluster.calls()
 
 
-def test_dry_run_of_a_sweep_of_16_shards(cluster):
-  flags = (*SWEEP, "--shards=16", "--python=python", "--dry-run")
-  assert cluster.run("slurm_sweep.sh", *flags) == (0, DRY_SHARDS, "")
-  assert not cluster.calls()
+def test_dry_run_of_a_sweep(cluster):
+  flags = (*SWEEP, "--shards=16", "--train-nodes=4", "--python=python")
+  done = cluster.run("slurm_sweep.sh", *flags, "--dry-run")
+  assert done == (0, DRY_SWEEP, "")
+  (counted,) = cluster.calls()
+  assert counted == [
+    *("python", "-m", "experiments.sweep", "--list_trainings", *SWEEP),
+  ]
 
 
 def test_a_form_of_a_config_is_passed_on(cluster):
   config, workdir = SWEEP
-  flags = (f"{config}:fast", workdir, "--shards=16", "--python=python")
-  code, out, _ = cluster.run("slurm_sweep.sh", *flags, "--dry-run")
+  flags = (f"{config}:fast", workdir, "--shards=16", "--train-nodes=4")
+  flags += ("--python=python", "--dry-run")
+  code, out, _ = cluster.run("slurm_sweep.sh", *flags)
   assert code == 0
-  assert out == DRY_SHARDS.replace("imagenet64.py", "imagenet64.py:fast")
+  assert out == DRY_SWEEP.replace("imagenet64.py", "imagenet64.py:fast")
+
+
+def test_cells_wait_for_the_trainings(cluster):
+  cluster.add("sbatch", "echo '71;here'")
+  flags = (*SWEEP, "--shards=4", "--python=python", "--time=60")
+  code, out, err = cluster.run("slurm_sweep.sh", *flags, "--config.seed=3")
+  assert (code, err) == (0, "")
+  assert (
+    out == "job 71: trainings, an array of 3\njob 71: cells, an array of 4\n"
+  )
+  counted, trainings, cells = cluster.calls()
+  assert counted[-1] == "--config.seed=3"
+  assert "--array=1-3" in trainings
+  assert not [word for word in trainings if "--dependency" in word]
+  assert {"--array=1-4", "--dependency=afterok:71", "--time=60"} <= set(cells)
+  assert cells[-5:] == [
+    *("--shards=4", "--python=python", *SWEEP, "--config.seed=3"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("part", "array"), [("trainings", "--array=1-2"), ("cells", "--array=1-4")]
+)
+def test_one_part_of_a_sweep_alone(cluster, part, array):
+  flags = (*SWEEP, "--shards=4", "--trainings=2", f"--part={part}")
+  assert cluster.run("slurm_sweep.sh", *flags)[0] == 0
+  (call,) = cluster.calls()
+  assert {array, f"--part={part}"} <= set(call)
+  assert not [word for word in call if "--dependency" in word]
+
+
+def test_a_sweep_whose_models_cannot_be_counted_submits_nothing(cluster):
+  cluster.add("python", "echo 'error: no such field' >&2; exit 2")
+  code, _, err = cluster.run("slurm_sweep.sh", *SWEEP, "--python=python")
+  assert (code, err) == (2, "error: no such field\n")
+  assert [call[0] for call in cluster.calls()] == ["python"]
 
 
 @pytest.mark.parametrize(
@@ -87,13 +155,14 @@ def job(cluster, name, *flags, **environment):
 
 
 def test_a_job_runs_its_shard(cluster):
-  flags = (*SWEEP, "--shards=16", "--python=python", "--config.seed=3")
-  code, _, err = job(cluster, "slurm_sweep.sh", *flags, SLURM_ARRAY_TASK_ID="5")
+  flags = (*SWEEP, "--part=cells", "--shards=16", "--python=python")
+  array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_CPUS_PER_TASK": "12"}
+  code, _, err = job(cluster, "slurm_sweep.sh", *flags, **array)
   assert code == 0, err
   (call,) = cluster.calls()
   assert call == [
-    *("srun", "--kill-on-bad-exit=1", "python", "-m", "experiments.sweep"),
-    *(*SWEEP, "--shard=5/16", "--config.seed=3"),
+    *("srun", "--kill-on-bad-exit=1", "--cpus-per-task=12", "python", "-m"),
+    *("experiments.sweep", *SWEEP, "--part=cells", "--shard=5/16"),
   ]
 
 
@@ -105,26 +174,97 @@ def test_a_job_has_the_compilation_cache(cluster):
   assert job(cluster, "slurm_train.sh", *TRAIN, **mine)[1] == "/mine\n"
 
 
+def requeues(cluster):
+  return [k[-1] for k in cluster.calls() if k[:2] == ["scontrol", "requeue"]]
+
+
 @pytest.mark.parametrize(
-  ("ends", "again"), [(75, True), (143, True), (0, False), (1, False)]
+  ("ends", "again"),
+  [
+    *((75, True), (134, True), (137, True), (143, True)),
+    *((0, False), (1, False), (2, False), (130, False)),
+  ],
 )
-def test_a_preempted_job_goes_back_into_the_queue(cluster, ends, again):
+def test_what_was_stopped_or_killed_goes_back_into_the_queue(
+  cluster, ends, again
+):
   cluster.add("srun", f"exit {ends}")
   code, _, err = job(cluster, "slurm_train.sh", *TRAIN)
   assert code == ends
-  requeues = [call for call in cluster.calls() if call[0] == "scontrol"]
-  assert requeues == ([["scontrol", "requeue", "31"]] if again else [])
+  assert requeues(cluster) == (["31"] if again else [])
   assert ("back into the queue" in err) == again
+  assert ("not started again" in err) == (not again and ends != 0)
+  assert err.count("\n") == (ends != 0)
+
+
+# srun's own code is the highest: of the tasks that it killed.
+@pytest.mark.parametrize(
+  ("first", "code"),
+  [("Exited with exit code 1", 1), ("Killed", 137), ("Aborted", 137)],
+)
+def test_the_task_that_ends_first_decides(cluster, first, code):
+  cluster.add(
+    "srun",
+    "echo 'I0000 task 0: Exited with exit code 2' >&2\n"
+    f"echo 'srun: error: n2: task 1: {first}' >&2\n"
+    "echo 'srun: error: n[1,3-4]: tasks 0,2-3: Exited with exit code 75' >&2\n"
+    "exit 137",
+  )
+  ends, _, err = job(cluster, "slurm_train.sh", *TRAIN)
+  assert ends == code
+  assert bool(requeues(cluster)) == (code == 137)
+  assert "n[1,3-4]: tasks 0,2-3" in err  # what srun says is shown
+
+
+def test_a_job_that_is_killed_at_once_is_given_up(cluster):
+  cluster.add("srun", "exit 137")
+  for _ in range(4):
+    assert job(cluster, "slurm_train.sh", *TRAIN)[0] == 137
+  assert len(requeues(cluster)) == 4
+  code, _, err = job(cluster, "slurm_train.sh", *TRAIN)
+  assert (code, len(requeues(cluster))) == (137, 4)
+  assert "killed (exit code 137) 5 times in a row" in err
+  # A stop in between ends the row.
+  cluster.add("srun", "exit 75")
+  job(cluster, "slurm_train.sh", *TRAIN)
+  cluster.add("srun", "exit 137")
+  job(cluster, "slurm_train.sh", *TRAIN)
+  assert len(requeues(cluster)) == 6
+
+
+def test_sigterm_to_the_script_reaches_the_tasks_and_not_srun(cluster):
+  folder = cluster.folder
+  cluster.add("scancel", 'touch "$FAKES/told"')
+  cluster.add(
+    "srun",
+    "trap 'exit 137' TERM; touch \"$FAKES/up\"\n"
+    'while [[ ! -f "$FAKES/told" ]]; do sleep 0.05; done; exit 75',
+  )
+  process = subprocess.Popen(
+    [f"{ROOT}/launch/slurm_train.sh", *TRAIN],
+    env=cluster.environment | {"SLURM_JOB_ID": "31"},
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 30
+  while not (folder / "up").exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  process.terminate()
+  _, err = process.communicate(timeout=30)
+  assert (process.returncode, requeues(cluster)) == (75, ["31"]), err
+  assert ["scancel", "--signal=TERM", "31"] in cluster.calls()
 
 
 def test_a_shard_puts_back_itself_and_not_the_array(cluster):
   cluster.add("srun", "exit 75")
   array = {"SLURM_ARRAY_JOB_ID": "31", "SLURM_ARRAY_TASK_ID": "16"}
-  flags = (*SWEEP, "--shards=16")
+  flags = (*SWEEP, "--part=cells", "--shards=16")
   assert job(cluster, "slurm_sweep.sh", *flags, **array)[0] == 75
-  asked, requeue = cluster.calls()[1:]
-  assert asked[-1] == "--jobs=31_16"
-  assert requeue == ["scontrol", "requeue", "31_16"]
+  asked = [call[-1] for call in cluster.calls() if call[0] == "squeue"]
+  assert set(asked) == {"--jobs=31_16"}
+  assert requeues(cluster) == ["31_16"]
 
 
 @pytest.mark.parametrize("says", ["echo COMPLETING", "echo", "exit 1"])
@@ -132,14 +272,15 @@ def test_a_cancelled_job_stays_so(cluster, says):
   cluster.add("squeue", says)
   cluster.add("srun", "exit 143")
   assert job(cluster, "slurm_train.sh", *TRAIN)[0] == 143
-  assert not [call for call in cluster.calls() if call[0] == "scontrol"]
+  assert not requeues(cluster)
 
 
 def test_a_job_that_never_gets_on_ends(cluster):
   cluster.add("srun", "exit 75")
   restarts = {"SLURM_RESTART_COUNT": "1000"}
   code, _, err = job(cluster, "slurm_train.sh", *TRAIN, **restarts)
-  assert (code, "restarted 1000 times" in err) == (2, True)
+  assert (code, "restarted 1000 times" in err) == (75, True)
+  assert not requeues(cluster)
 
 
 def test_a_job_outside_of_the_repository_is_an_error(cluster, tmp_path):

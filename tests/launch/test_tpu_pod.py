@@ -26,7 +26,7 @@ DRY_SWEEP = """\
 gcloud compute tpus tpu-vm ssh pod --zone=us-east5-a --worker=all \
 '--command=cfgd/launch/tpu_worker.sh start experiments.sweep \
 --config=configs/sweep_imagenet64.py '\\''--workdir=gs://b/a sweep'\\'' \
---shard=1/2'
+--part=cells --shard=1/2'
 """
 
 
@@ -45,7 +45,7 @@ def test_dry_run_of_a_v5p_pod(pod):
   flags = (*NODE, "--type=v5p-128", "--spot", "--dry-run")
   assert pod.run("tpu_pod.sh", "create", *flags) == (0, DRY_CREATE, "")
   sweep = ("--config=configs/sweep_imagenet64.py", "--workdir=gs://b/a sweep")
-  flags = (*NODE, *sweep, "--shard=1/2", "--dry-run")
+  flags = (*NODE, *sweep, "--shard=1/2", "--part=cells", "--dry-run")
   assert pod.run("tpu_pod.sh", "sweep", *flags) == (0, DRY_SWEEP, "")
   form = tuple(k.replace("imagenet64.py", "imagenet64.py:fast") for k in flags)
   code, out, _ = pod.run("tpu_pod.sh", "sweep", *form)
