@@ -132,7 +132,10 @@ run_tasks() {
   local folder child reader code=0 first
   folder="$(mktemp -d)"
   mkfifo "$folder/errors"
-  (trap '' TERM && exec tee "$folder/log" < "$folder/errors" >&2) &
+  # Passes on what it reads, and keeps what srun says of tasks that end.
+  (trap '' TERM && exec sed -u -E \
+    "/^srun: error: [^ ]+ tasks? [0-9,-]+: /w $folder/ends" \
+    < "$folder/errors" >&2) &
   reader=$!
   "$@" 2> "$folder/errors" &
   child=$!
@@ -145,8 +148,7 @@ run_tasks() {
     wait "$child" || code=$?
   done
   wait "$reader" || true
-  first="$(grep -m 1 -E '^srun: error: [^ ]+ tasks? [0-9,-]+: ' \
-    "$folder/log" || true)"
+  first="$(head -n 1 "$folder/ends")"
   rm -r "$folder"
   if [[ "$first" =~ 'Exited with exit code '([0-9]+)$ ]]; then
     code="${BASH_REMATCH[1]}"

@@ -60,12 +60,20 @@ fi
 require_command sbatch
 require_config "$root" "$config"
 
+# Sets `trainings`, the number of jobs that train, to that of the models.
 count_models() {
-  local folders
-  folders="$(cd "$root" && JAX_PLATFORMS=cpu "$(find_python)" \
-    -m experiments.sweep --list_trainings "--config=$config" \
-    "--workdir=$workdir" ${passed[@]+"${passed[@]}"})" || exit
-  grep -c '' <<< "$folders"
+  local folders count
+  count=(env JAX_PLATFORMS=cpu "$(cd "$root" && find_python)"
+    -m experiments.sweep --list_trainings "--config=$config"
+    "--workdir=$workdir" ${passed[@]+"${passed[@]}"})
+  if [[ -n "$DRY_RUN" ]]; then
+    echo "# MODELS is the number of lines of:"
+    quote "${count[@]}"
+    trainings=MODELS
+  else
+    folders="$(cd "$root" && "${count[@]}")" || exit
+    trainings="$(grep -c '' <<< "$folders")"
+  fi
 }
 
 # Submits an array of $2 jobs for the part $1, on $3 nodes each, and sets `id`.
@@ -87,7 +95,7 @@ submit_array() {
 
 wanted="$part" cells="$shards" after=()
 if [[ "$wanted" != cells ]]; then
-  [[ -n "$trainings" ]] || trainings="$(count_models)"
+  [[ -n "$trainings" ]] || count_models
   submit_array trainings "$trainings" "$train_nodes"
   after=("--dependency=afterok:$id" --kill-on-invalid-dep=yes)
 fi

@@ -232,8 +232,8 @@ stage_kill() {
 kill_rank() {
   local pid
   for pid in /proc/[0-9]*; do
-    if tr '\0' '\n' < "$pid/environ" 2> /dev/null | grep -qx SLURM_PROCID=1 &&
-      tr '\0' ' ' < "$pid/cmdline" | grep -q "experiments.train.*$folder/kill"; then
+    if words_of "$pid/environ" | grep -qx SLURM_PROCID=1 &&
+      words_of "$pid/cmdline" | grep -qx -- "--workdir=$folder/kill"; then
       kill -KILL "${pid#/proc/}"
       return
     fi
@@ -241,6 +241,8 @@ kill_rank() {
   echo "no process 1 found" >&2
   return 1
 }
+
+words_of() { { tr '\0' '\n' < "$1"; } 2> /dev/null; }
 
 stage_quick() {
   local job
@@ -267,13 +269,16 @@ stage_failure() {
   check "which is told" says "$folder/failure.log" 'exit code 1: not started again'
 }
 
-# A drained node finishes what runs on it: the job goes on.
+# The job of a drained node goes on; requeued, it starts on other nodes.
 stage_drain() {
   local job log="$folder/drain.log"
   begin "drain"
   job="$(submit_train drain "$steps" 2)"
   check "saves" wait_until 180 saved drain
+  began=$SECONDS
   scontrol update NodeName=127.0.0.2 State=DRAIN Reason=test
+  sleep 3
+  check "goes on" has_state "$job" RUNNING
   scontrol requeue "$job"
   check "is requeued, onto another node" wait_until 180 resumed "$log"
   check "and not onto that one" test "$(field "$job" NodeList)" != \
