@@ -94,14 +94,9 @@ def train(config, workdir, *, shard=(1, 1)):
     logging.info("Training %s", training.run_dir)
     try:
       loop.train(training.config, training.run_dir)
-    except errors.Preempted:
-      raise
     except Exception as error:
-      if _may_be_of_one_process(error):
-        raise
-      logging.exception("Training %s failed.", training.run_dir)
-      kind = type(error).__name__
-      failed[training.run_dir.name] = f"{kind}: {errors.first_line(error)}"
+      name = training.run_dir.name
+      failed[name] = _tell(f"Training {name}", error)
   if failed:
     told = "; ".join(f"{name}: {why}" for name, why in failed.items())
     raise errors.RunError(
@@ -127,6 +122,21 @@ def require_trained(config, workdir, *, shard=(1, 1)):
 def _is_trained(training):
   steps = checkpoint.steps(training.run_dir)
   return bool(steps) and steps[-1] >= training.config.train.steps
+
+
+def _tell(what, error):
+  """Log that something failed, and return why; not a traceback of ours.
+
+  Raises:
+    Exception: of several processes, `error` if it may be of this one alone:
+      the others may still be working.
+  """
+  if jax.process_count() > 1 and not getattr(error, "in_all", False):
+    raise error
+  why = f"{type(error).__name__}: {errors.first_line(error)}"
+  ours = isinstance(error, errors.UserError | errors.RunError)
+  logging.error("%s failed: %s", what, why, exc_info=not ours)
+  return why
 
 
 class _Job:
@@ -202,19 +212,12 @@ class _Job:
       try:
         planned.claim(write=distributed.is_lead())
         self._make(planned)
-      except (errors.Preempted, lease.Busy):
+      except lease.Busy:
         raise
       except Exception as error:
-        if jax.process_count() > 1 and not getattr(error, "in_all", False):
-          raise  # the others may still be working on the cell
-        kind = type(error).__name__
-        self.failed[cell] = f"{kind}: {errors.first_line(error)}"
-        ours = isinstance(error, errors.UserError | errors.RunError)
-        logging.error(
-          "Cell %s failed: %s", cell, self.failed[cell], exc_info=not ours
-        )
+        self.failed[cell] = _tell(f"Cell {cell}", error)
         if distributed.is_lead():
-          note = f"{kind}: {error}\n"
+          note = f"{type(error).__name__}: {error}\n"
           files.write_atomic(planned.folder / "error.txt", note)
 
   def _make(self, planned):
@@ -232,7 +235,7 @@ class _Job:
       raise self._untrained[run_dir]
     try:
       loop.train(config, run_dir, wait=False)
-    except (errors.Preempted, lease.Busy):
+    except lease.Busy:
       raise
     except Exception as error:
       self._untrained[run_dir] = error
