@@ -200,7 +200,7 @@ def memory(count):
   params = np.float32(np.random.default_rng(0).normal(size=(192, width)))
   report = {"images": count, "start_gib": _peak()}
   with tempfile.TemporaryDirectory() as folder:
-    collected = collect.collect(
+    collect.collect(
       folder,
       _cheap_scorer,
       params,
@@ -209,6 +209,7 @@ def memory(count):
       chunk_size=1024,
       batch_size=64,
     )
+    collected = collect.assemble(folder, count, 1024)
     sizes = [path.stat().st_size for path in pathlib.Path(folder).iterdir()]
     report["disk_gib"] = sum(sizes) / machine.GIB
   report["collected_gib"] = _peak()

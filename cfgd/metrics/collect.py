@@ -4,6 +4,7 @@ Moments of all images and the features of some of them are saved to a folder
 chunk by chunk, so that the same call resumes after a crash.
 """
 
+import functools
 import io
 from typing import NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 from cfgd.metrics import extract
 from cfgd.metrics import image_sets
 from cfgd.metrics import scores
+from cfgd.metrics import shared
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
+from cfgd.runtime import preemption
 from cfgd.runtime import progress
 
 
@@ -37,11 +40,12 @@ class Collected(NamedTuple):
 
 
 def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
-  """Run a set of images through a network; return the same in every process.
+  """Run a set of images through a network, each process its chunks.
 
   Args:
-    folder: for the parts, on a disk that all processes see. It belongs to these
-      images and this network; the caller deletes it once its result exists.
+    folder: for the parts, which `assemble` reads; all processes must see it. It
+      belongs to these images and this network; the caller deletes it once its
+      result exists.
     scorer: see `inception.scorer`.
     params: its parameters.
     images: see `image_sets`.
@@ -51,35 +55,74 @@ def collect(folder, scorer, params, images, *, kept, chunk_size, batch_size):
 
   Raises:
     errors.NonFiniteError: a feature is not finite.
+    errors.RunError: a process does not see the folder.
+    errors.Preempted: ended by a signal, after a chunk.
   """
   folder = epath.Path(folder)
+  shared.check(folder)
   starts = range(0, len(images), chunk_size)
   mine = starts[jax.process_index() :: jax.process_count()]
-  part = _part(jax.process_index())
-  done, sums = _read_sums(folder / part)
-  if done < len(mine):
+  part = folder / _part(jax.process_index())
+
+  def begin():
+    done, sums = _read_sums(part)
+    if done == len(mine):
+      return done, sums, None
     image_sets.check_pixels(images[:chunk_size], images.name)
-    params = distributed.replicate_locally(params)
-  spans = [_Span(images, start, chunk_size) for start in mine[done:]]
+    return done, sums, distributed.replicate_locally(params)
+
+  done, sums, placed = distributed.in_all(begin)
+  spans = [_Span(images, start, chunk_size) for start in mine]
   scoring = progress.Progress(
-    f"Features of {images.name}", sum(map(len, spans))
+    f"Features of {images.name}", sum(map(len, spans[done:]))
   )
-  for number, span in enumerate(spans, start=done + 1):
-    features, probabilities, spatial = _run(
-      scorer, params, span, batch_size, scoring
-    )
-    chosen = kept[span.start : span.stop]
-    _save(
-      folder / _rows_name(span.start),
-      rows=features[chosen],
-      probabilities=probabilities[chosen],
-    )
-    sums = _plus(sums, [scores.moments(features), scores.moments(spatial)])
-    _write_sums(folder / part, number, sums)
-  distributed.barrier("features")
-  collected = _assemble(folder, starts)
-  distributed.barrier("features read")  # before anyone deletes them
-  return collected
+
+  def work(number, sums):
+    for span in spans[max(number, done) : number + 1]:
+      outputs = _run(scorer, placed, span, batch_size, scoring)
+      sums = _keep(folder, span, kept, outputs, sums)
+      _write_sums(part, number + 1, sums)
+    return sums
+
+  with preemption.deferred():
+    # All processes take equally many rounds, some maybe empty ones.
+    for number in range(-(-len(starts) // jax.process_count())):
+      sums = distributed.in_all(functools.partial(work, number, sums))
+      there = min(max(number + 1, done), len(mine))
+      preemption.check(
+        f"{there} of {len(mine)} chunks of features are in {folder}; run the "
+        "same command again to resume"
+      )
+
+
+def _keep(folder, span, kept, outputs, sums):
+  """Write the rows of a chunk that are kept; return the sums with all."""
+  features, probabilities, spatial = outputs
+  chosen = kept[span.start : span.stop]
+  _save(
+    folder / _rows_name(span.start),
+    rows=features[chosen],
+    probabilities=probabilities[chosen],
+  )
+  return _plus(sums, [scores.moments(features), scores.moments(spatial)])
+
+
+def assemble(folder, count, chunk_size):
+  """Return Collected of the parts that `collect` made of `count` images."""
+  folder = epath.Path(folder)
+  sums = None
+  for process in range(jax.process_count()):
+    done, more = _read_sums(folder / _part(process))
+    if done:
+      sums = _plus(sums, more)
+  chunks = [
+    _load(folder / _rows_name(start)) for start in range(0, count, chunk_size)
+  ]
+  rows, probabilities = (
+    np.concatenate([chunk[name] for chunk in chunks])
+    for name in ("rows", "probabilities")
+  )
+  return Collected(*sums, rows, probabilities)
 
 
 class _Span:
@@ -162,17 +205,3 @@ def _read_sums(path):
     for index in range(2)
   ]
   return int(arrays["done"]), sums
-
-
-def _assemble(folder, starts):
-  sums = None
-  for process in range(jax.process_count()):
-    done, more = _read_sums(folder / _part(process))
-    if done:
-      sums = _plus(sums, more)
-  chunks = [_load(folder / _rows_name(start)) for start in starts]
-  rows, probabilities = (
-    np.concatenate([chunk[name] for chunk in chunks])
-    for name in ("rows", "probabilities")
-  )
-  return Collected(*sums, rows, probabilities)

@@ -11,6 +11,7 @@ from cfgd import build
 from cfgd import identity
 from cfgd.metrics import fid
 from cfgd.metrics import own
+from cfgd.runtime import distributed
 from cfgd.runtime import errors
 
 # Fields that say where things are, not what they are.
@@ -33,7 +34,12 @@ def evaluate(config, workdir, samples):
     samples have been scored in this way before.
   """
   if config.metrics.feature_network == "inception":
-    return fid.evaluate(config, samples, *_inception_reference(config))
+    return fid.evaluate(
+      config,
+      samples,
+      *_inception_reference(config),
+      shared=own.folder(config, workdir),
+    )
   return own.evaluate(config, workdir, samples)
 
 
@@ -43,7 +49,11 @@ def prepare(config, workdir):
   Includes the scores of real held-out images, see `held_out`.
   """
   if config.metrics.feature_network == "inception":
-    fid.prepare(config, *_inception_reference(config))
+    fid.prepare(
+      config,
+      *_inception_reference(config),
+      shared=own.folder(config, workdir),
+    )
   else:
     own.reference(config, workdir)
   _score_held_out(config, workdir)
@@ -87,18 +97,24 @@ def _score_held_out(config, workdir):
   if config.metrics.feature_network != "inception":
     return own.held_out(config, workdir, path)
   try:
-    source = build.source(config, "heldout")
+    source = distributed.in_all(lambda: build.source(config, "heldout"))
   except errors.UserError as error:
     logging.info("No held-out images are scored: %s", error)
     return None
-  return fid.held_out(config, *_inception_reference(config), source, path)
+  return fid.held_out(
+    config,
+    *_inception_reference(config),
+    source,
+    path,
+    shared=own.folder(config, workdir),
+  )
 
 
 def _inception_reference(config):
   """Return (reference, id of the preprocessing that it must have)."""
   name = config.metrics.reference or config.data.source
   try:
-    source = build.source(config, "train")
+    source = distributed.in_all(lambda: build.source(config, "train"))
   except errors.UserError as error:
     # Statistics do not need the data set; without them `fid` will report it.
     logging.info("The reference's preprocessing is not checked: %s", error)

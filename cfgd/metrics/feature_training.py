@@ -20,10 +20,12 @@ from cfgd import identity
 from cfgd.data import pipeline
 from cfgd.data import pixels
 from cfgd.metrics import extract
+from cfgd.metrics import shared
 from cfgd.models import feature_net
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
+from cfgd.runtime import preemption
 from cfgd.training import state as state_lib
 from cfgd.training import steps as steps_lib
 
@@ -75,19 +77,21 @@ def ensure(folder, train, held_out, recipe):
     **dataclasses.asdict(recipe),
   }
   path = epath.Path(folder) / identity.digest(settings) / "feature_net.npz"
-  if not distributed.agree(path.exists()):
+  if not distributed.by_lead(path.exists):
+    shared.check(path.parent)
     params = _train(network, train, recipe)
     distributed.by_lead(
       lambda: _save(path, network, params, held_out, settings)
     )
-  data = path.read_bytes()
+  data = distributed.in_all(path.read_bytes)
+  about = distributed.in_all(path.with_suffix(".json").read_text)
   with np.load(io.BytesIO(data)) as arrays:
     params = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
   return Trained(
     network,
     params,
     hashlib.sha256(data).hexdigest()[:8],
-    json.loads(path.with_suffix(".json").read_text()),
+    json.loads(about),
   )
 
 
@@ -134,9 +138,12 @@ def _train(network, source, recipe):
     num_threads=2,
     prefetch=4,
   )
-  for _, batch in zip(range(recipe.steps), batches, strict=False):
+  for _ in range(recipe.steps):
+    # The step waits for all processes: none may fail alone before it.
+    batch = distributed.in_all(functools.partial(next, batches))
     state, metrics = step(state, batch, {})
     jax.block_until_ready(metrics)
+    preemption.check("the feature network is not trained")
   if metrics["skipped"]:
     raise errors.NonFiniteError(
       f"{metrics['skipped']} steps of the feature network were not finite"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from absl import logging
 from etils import epath
+import jax
 import numpy as np
 
 from cfgd import build
@@ -33,7 +34,7 @@ def suffix(count):
   return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
-def evaluate(config, samples, reference, preprocessing=""):
+def evaluate(config, samples, reference, preprocessing="", *, shared=None):
   """Score a set of samples and write the result beside it.
 
   Args:
@@ -41,6 +42,8 @@ def evaluate(config, samples, reference, preprocessing=""):
     samples: see `image_sets.open_images`.
     reference: statistics, a set of images, or the config's data.source.
     preprocessing: id that the reference must have; "" accepts any.
+    shared: folder that all processes see, for statistics that several make; by
+      default that of the samples.
 
   Returns:
     Dict with "protocol", "metrics" (name -> float), "num_samples" and
@@ -48,18 +51,20 @@ def evaluate(config, samples, reference, preprocessing=""):
   """
   validation.validate_sampling(config)
   metrics = config.metrics
-  images = image_sets.open_images(samples)
+  images = _open(samples)
   _check_images(images, metrics.min_images)
   image_sets.check_count(images, metrics)
-  network, reference = prepare(config, reference, preprocessing, images)
+  path = epath.Path(images.name)
+  network, reference = prepare(
+    config, reference, preprocessing, images, shared=shared or path.parent
+  )
   about = {
     "protocol": metrics.protocol,
     "provenance": {
-      "samples_sha256": images.fingerprint,
+      "samples_sha256": _fingerprint(images),
       **_settings(metrics, images, network, reference),
     },
   }
-  path = epath.Path(images.name)
   stem = path.name.removesuffix(".npz")
   result = path.with_name(f"{stem}.{metrics.protocol}.metrics.json")
   report = _score_once(config, images, network, reference, result, about)
@@ -92,7 +97,18 @@ def evaluate_blocks(config, samples, reference):
   return report
 
 
-def held_out(config, reference, preprocessing, source, path):
+def _open(path):
+  """Open a set of images in every process; the first one verifies it."""
+  return distributed.in_all(
+    lambda: image_sets.open_images(path, verify=distributed.is_lead())
+  )
+
+
+def _fingerprint(images):
+  return distributed.by_lead(lambda: images.fingerprint)
+
+
+def held_out(config, reference, preprocessing, source, path, *, shared):
   """Score real images of a source as if they were samples, see `evaluate`.
 
   An existing result at `path` is kept if it is of the same images, network and
@@ -105,7 +121,9 @@ def held_out(config, reference, preprocessing, source, path):
     return None
   chosen = image_sets.draw(len(source), count)
   images = image_sets.SourceImages(source, chosen)
-  network, reference = prepare(config, reference, preprocessing, images)
+  network, reference = prepare(
+    config, reference, preprocessing, images, shared=shared
+  )
   about = {"images": images.fingerprint}
   about |= _settings(metrics, images, network, reference)
   return _score_once(config, images, network, reference, path, {"about": about})
@@ -133,10 +151,11 @@ def _score_once(config, images, network, reference, path, about):
     return report
   name = path.name.removesuffix(".json")
   folder = path.with_name(f"{name}-{identity.digest(about)}.part")
-  collected = _collect(config, network, images, len(images), folder)
+  _collect(config, network, images, len(images), folder)
 
   def finish():
-    scored = _score(config.metrics, collected, reference)
+    collected = _assemble(config, images, folder)
+    scored = _score(config.metrics, collected, reference.read())
     numbers = {"metrics": scored, "num_samples": len(images)}
     report = reports.write(path, about | numbers)
     folder.rmtree(missing_ok=True)
@@ -186,8 +205,23 @@ def _load_network(protocol, path, cache_dir):
 
 
 def _network(config):
+  """Return the Network, the same in every process."""
   metrics = config.metrics
-  return _load_network(metrics.protocol, metrics.inception, metrics.cache_dir)
+  load = functools.partial(
+    _load_network, metrics.protocol, metrics.inception, metrics.cache_dir
+  )
+  # The first process fills the cache, which others may share.
+  name = distributed.by_lead(lambda: load().name)
+
+  def same():
+    if load().name != name:
+      raise errors.UserError(
+        f"metrics.inception={metrics.inception!r}: {load().name} in process "
+        f"{jax.process_index()}, {name} in process 0; give all the same file"
+      )
+    return load()
+
+  return distributed.in_all(same)
 
 
 def _check_images(images, at_least):
@@ -204,11 +238,11 @@ def _check_images(images, at_least):
 
 
 def _collect(config, network, images, num_kept, folder):
-  """Return Collected, with the features of `num_kept` images kept."""
+  """Collect parts in a folder, with the features of `num_kept` images kept."""
   count = len(images)
   kept = np.zeros(count, bool)
   kept[np.random.default_rng(0).permutation(count)[:num_kept]] = True
-  return collect.collect(
+  collect.collect(
     folder,
     network.scorer,
     network.params,
@@ -219,7 +253,32 @@ def _collect(config, network, images, num_kept, folder):
   )
 
 
+def _assemble(config, images, folder):
+  return collect.assemble(folder, len(images), config.metrics.chunk_size)
+
+
 # References.
+
+
+class Statistics(NamedTuple):
+  """Files of what samples are compared with; the first process reads them.
+
+  Attributes:
+    path: of the statistics.
+    about: their description.
+    rows: of other statistics that have the rows, or "".
+  """
+
+  path: str
+  about: dict
+  rows: str = ""
+
+  def read(self):
+    """Return the references.Reference."""
+    found = references.read(self.path)
+    if self.rows:
+      found.rows = references.read(self.rows).rows
+    return found
 
 
 def make_reference(config, reference, path):
@@ -232,68 +291,90 @@ def make_reference(config, reference, path):
   network = _network(config)
   about = _about(config, network, images)
   path = epath.Path(path)
-  if path.exists():
-    references.check(references.read(path).about, about, path)
-    logging.info("Statistics exist already: %s", path)
-  else:
+
+  def is_there():
+    if path.exists():
+      references.check(references.read(path).about, about, path)
+      logging.info("Statistics exist already: %s", path)
+    return path.exists()
+
+  if not distributed.by_lead(is_there):
     _make(config, network, images, about, path)
   return about
 
 
-def prepare(config, reference, preprocessing="", samples=None):
-  """Return (Network, references.Reference), computing missing statistics.
+def prepare(config, reference, preprocessing="", samples=None, *, shared):
+  """Return (Network, Statistics), computing missing statistics.
 
   Args:
     config: ConfigDict.
     reference: see `evaluate`.
     preprocessing: id that the reference must have; "" accepts any.
     samples: set of images whose size the reference must have.
+    shared: see `evaluate`.
   """
   wanted = {}
   if samples is not None:
     wanted["image_size"] = list(samples.shape[:2])
   if preprocessing:
     wanted["preprocessing"] = preprocessing
-  if not references.has_statistics(reference):
+  if not distributed.by_lead(lambda: references.has_statistics(reference)):
     images = _reference_images(config, reference)
     references.check(_description(images), wanted, reference)
     network = _network(config)
-    return network, _cached(config, network, images)
-  found = references.read(reference)
-  protocol = config.metrics.protocol
-  references.check_form(found, protocol, reference)
-  references.check(found.about, wanted, reference)
+    return network, _kept(config, network, images, shared)
+
+  def read():
+    found = references.read(reference)
+    references.check_form(found, config.metrics.protocol, reference)
+    return found.about, found.rows is None and found.has_images
+
+  about, lacks_rows = distributed.by_lead(read)
+  references.check(about, wanted, reference)
   network = _network(config)
-  wanted = {"protocol": protocol, "feature_network": network.name}
-  references.check(found.about, wanted, reference)
-  if found.rows is None and found.has_images:
-    images = image_sets.NpzImages(reference)
-    found.rows = _cached(config, network, images).rows
-  return network, found
+  wanted = {
+    "protocol": config.metrics.protocol,
+    "feature_network": network.name,
+  }
+  references.check(about, wanted, reference)
+  rows = ""
+  if lacks_rows:
+    images = _open(reference)
+    rows = _kept(config, network, images, shared).path
+  return network, Statistics(str(reference), about, rows)
 
 
-def _cached(config, network, images):
-  """Return the Reference of a set of images, kept in the cache folder."""
+def _kept(config, network, images, shared):
+  """Return the Statistics of a set of images, which are computed once.
+
+  They are kept in the cache folder, which may be one for each machine, so those
+  made by several processes are in the shared folder.
+  """
   about = _about(config, network, images)
   name = f"reference-{identity.digest(about)}.npz"
-  path = epath.Path(config.metrics.cache_dir).expanduser() / name
-  if not path.exists():
-    _make(config, network, images, about, path)
-  return references.read(path)
+  cached = epath.Path(config.metrics.cache_dir).expanduser() / name
+  new = cached if jax.process_count() == 1 else epath.Path(shared) / name
+  found = distributed.by_lead(
+    lambda: [str(path) for path in (cached, new) if path.exists()]
+  )
+  if not found:
+    _make(config, network, images, about, new)
+    found = [str(new)]
+  return Statistics(found[0], about)
 
 
 def _reference_images(config, reference):
-  if epath.Path(reference).exists():
-    images = image_sets.open_images(reference)
-  elif reference == config.data.source:
-    source = build.source(config, "train")
-    images = image_sets.SourceImages(source)
-  else:
+  def find():
+    if epath.Path(reference).exists():
+      return image_sets.open_images(reference, verify=distributed.is_lead())
+    if reference == config.data.source:
+      return image_sets.SourceImages(build.source(config, "train"))
     raise errors.UserError(
       f"reference {reference}: no such file, and not the data.source of "
       f"--config, '{config.data.source}' (for a data set add its --config)"
     )
-  metrics = config.metrics
+
+  images, metrics = distributed.in_all(find), config.metrics
   _check_images(images, max(metrics.min_images, metrics.neighbours + 1))
   return images
 
@@ -307,7 +388,7 @@ def _description(images):
 
 def _about(config, network, images):
   return {
-    "images": images.fingerprint,
+    "images": _fingerprint(images),
     **_description(images),
     "count": len(images),
     "protocol": config.metrics.protocol,
@@ -318,9 +399,10 @@ def _about(config, network, images):
 
 def _make(config, network, images, about, path):
   folder = path.with_name(path.name.removesuffix(".npz") + ".part")
-  collected = _collect(config, network, images, about["features"], folder)
+  _collect(config, network, images, about["features"], folder)
 
   def finish():
+    collected = _assemble(config, images, folder)
     references.write(path, references.from_collected(collected, about))
     folder.rmtree(missing_ok=True)
 

@@ -10,6 +10,7 @@ import concurrent.futures
 import functools
 import hashlib
 import io
+import os
 import zipfile
 import zlib
 
@@ -28,18 +29,19 @@ _THREADS = 8
 _BLOCK_BYTES = 2**24
 
 
-def open_images(path):
+def open_images(path, *, verify=True):
   """Open a set of images.
 
   Args:
     path: an .npz with `arr_0`, a folder with the sampler's chunks, or a folder
       of PNG and JPEG files (and subfolders), in the order of their names.
+    verify: read all of an .npz once, to find damage now and not after hours.
   """
   path = epath.Path(path)
   if not path.exists():
     raise errors.UserError(f"{path}: no such file; sample first")
   if not path.is_dir():
-    return NpzImages(path)
+    return NpzImages(path, verify=verify)
   chunks = store.complete(path)
   if chunks:
     return ChunkImages(path, chunks)
@@ -77,10 +79,9 @@ class NpzImages:
 
   preprocessing = None
 
-  def __init__(self, path):
+  def __init__(self, path, *, verify=True):
     self._path = epath.Path(path)
     self.name = str(path)
-    self._position = None
     try:
       self._open()
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -93,16 +94,15 @@ class NpzImages:
     if not self._whole[0]:
       raise errors.UserError(f"{path}: arr_0 has no images")
     self.shape = self._whole[1:]
-    self._check_sum()
+    if verify:
+      self._check_sum()
 
   def _check_sum(self):
-    """Read everything once, to find damage now and not after hours."""
     try:
       while self._file.read(_BLOCK_BYTES):
         pass
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
       raise _unreadable(self._path, error) from error
-    self._position = None
 
   def _open(self):
     """Open the archive at the first image."""
@@ -114,7 +114,7 @@ class NpzImages:
       (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
     self._whole, self._fortran, self._dtype = read_header(self._file)
-    self._position = 0
+    self._first = self._file.tell()
 
   def _values(self):
     """Return the range of an array of another type, for the message."""
@@ -132,31 +132,35 @@ class NpzImages:
 
   def __getitem__(self, rows):
     start, stop, _ = rows.indices(len(self))
-    image_bytes = int(np.prod(self.shape))
+    size = int(np.prod(self.shape))
     try:
-      if self._position is None or start < self._position:
-        self._open()
-      while self._position < start:
-        step = min(start - self._position, max(1, _BLOCK_BYTES // image_bytes))
-        self._read(step * image_bytes)
-        self._position += step
-      data = self._read((stop - start) * image_bytes)
+      self._file.seek(self._first + start * size)
+      data = self._file.read((stop - start) * size)
+      if len(data) != (stop - start) * size:
+        raise EOFError("arr_0 ends early")
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
       raise _unreadable(self._path, error) from error
-    self._position = stop
     return np.frombuffer(data, np.uint8).reshape(-1, *self.shape)
-
-  def _read(self, size):
-    data = self._file.read(size)
-    if len(data) != size:
-      raise EOFError(f"arr_0 ends {size - len(data)} bytes early")
-    return data
 
   @functools.cached_property
   def fingerprint(self):
     """SHA-256 of the file, its first 16 digits."""
-    with self._path.open("rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return _sha256(self._path, stamp(self._path))[:16]
+
+
+def stamp(path):
+  """Return what changes when a file is replaced, as the key of a cache."""
+  if "://" in str(path):
+    return path.stat()
+  status = os.stat(path)  # epath rounds times to seconds
+  return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path, key):
+  del key
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ChunkImages:

@@ -45,7 +45,9 @@ def evaluate(config, workdir, samples):
   """
   validation.validate_sampling(config)
   samples = epath.Path(samples)
-  images = image_sets.open_images(samples)
+  images = distributed.in_all(
+    lambda: image_sets.open_images(samples, verify=distributed.is_lead())
+  )
   shape = build.image_shape(config)
   if images.shape != shape:
     raise errors.UserError(
@@ -71,15 +73,16 @@ def _evaluate(metrics, samples, images, real):
   recorded = reports.read(result, about)
   if recorded:
     return recorded
+  pixels = images[:]
   found = [
-    neighbours.nearest(images[:], part) for part in (real.train, real.held_out)
+    neighbours.nearest(pixels, part) for part in (real.train, real.held_out)
   ]
-  values = _score(metrics, real, images[:])
-  values |= _matched(real, images[:], contrast.sample_labels(samples))
+  values = _score(metrics, real, pixels)
+  values |= _matched(real, pixels, contrast.sample_labels(samples))
   values["copied"] = neighbours.copied_share(
     *(distance for _, distance in found), len(real.train), len(real.held_out)
   )
-  rows = [images[:_SHOWN]]
+  rows = [pixels[:_SHOWN]]
   for part, (index, _) in zip((real.train, real.held_out), found, strict=True):
     rows += [part[i : i + 1] for i in index[:_SHOWN]]
   picture = image_ops.grid(np.concatenate(rows), len(rows[0]))
@@ -128,6 +131,12 @@ def held_out(config, workdir, path):
   return distributed.by_lead(score)
 
 
+def folder(config, workdir):
+  """Return the folder of feature networks, which all processes see."""
+  default = epath.Path(workdir) / "feature_net"
+  return epath.Path(config.metrics.feature_dir or default)
+
+
 def reference(config, workdir):
   """Return the Reference that samples of a data set are compared with.
 
@@ -137,7 +146,7 @@ def reference(config, workdir):
   """
   metrics = config.metrics
   return _reference(
-    str(metrics.feature_dir or epath.Path(workdir) / "feature_net"),
+    str(folder(config, workdir)),
     build.data_spec(config),
     feature_training.Recipe(**metrics.feature_net.to_dict()),
     label=validation.own_network(config),
@@ -150,8 +159,8 @@ def reference(config, workdir):
 @functools.lru_cache(maxsize=1)
 def _reference(folder, spec, recipe, *, label, keep, neighbour, batch_size):
   data_prepare.ensure(spec)
-  train, held_out = (
-    sources.load(spec, split) for split in ("train", "heldout")
+  train, held_out = distributed.in_all(
+    lambda: [sources.load(spec, split) for split in ("train", "heldout")]
   )
   trained = feature_training.ensure(folder, train, held_out, recipe)
   return Reference(

@@ -110,12 +110,12 @@ def read(path):
   path = epath.Path(path)
   if not path.is_file():
     raise errors.UserError(f"{path}: no such file")
-  return _read(path, path.stat().mtime)
+  return _read(path, image_sets.stamp(path))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(path, mtime):
-  del mtime  # part of the key: a replaced file is read again
+def _read(path, key):
+  del key
   try:
     with path.open("rb") as file, np.load(file) as arrays:
       pairs = [_pair(arrays, suffix) for suffix in ("", "_s")]

@@ -348,7 +348,7 @@ def test_a_missing_reference_is_told(config, samples):
 
 
 def test_features_that_are_not_finite_are_refused(config, samples, real):
-  fid.prepare(config, real)
+  fid.prepare(config, real, shared=None)
   fid._network(config).params["a"][0, 0] = np.nan
   with pytest.raises(errors.NonFiniteError, match=r"image 0 of .*samples\.npz"):
     fid.evaluate(config, samples, real)
@@ -440,30 +440,28 @@ def test_too_few_or_no_held_out_images_have_no_scores(
   assert not (tmp_path / "held_out").exists()
 
 
-def test_processes_share_the_chunks(config, samples, tmp_path, monkeypatch):
+def test_processes_share_the_chunks(samples, tmp_path, monkeypatch):
   images = image_sets.open_images(samples)
-  arguments = {
-    "kept": np.arange(50) % 3 == 0,
-    "chunk_size": 8,
-    "batch_size": 2,
-  }
-  alone = collect.collect(
-    tmp_path / "alone", _stand_in, _weights(""), images, **arguments
-  )
-  folder = tmp_path / "together"
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(collect.distributed, "barrier", lambda name: None)
-  for process in (1, 0):
-    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-    if process:  # the other has not begun, so nothing can be put together yet
-      monkeypatch.setattr(collect, "_assemble", lambda *arguments: None)
-    else:
-      monkeypatch.undo()
-      monkeypatch.setattr(jax, "process_count", lambda: 2)
-      monkeypatch.setattr(collect.distributed, "barrier", lambda name: None)
-    together = collect.collect(
-      folder, _stand_in, _weights(""), images, **arguments
-    )
+
+  def collect_in(folder, processes):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    for process in range(processes):
+      monkeypatch.setattr(jax, "process_index", lambda at=process: at)
+      collect.collect(
+        folder,
+        _stand_in,
+        _weights(""),
+        images,
+        kept=np.arange(50) % 3 == 0,
+        chunk_size=8,
+        batch_size=2,
+      )
+    return collect.assemble(folder, 50, 8)
+
+  alone = collect_in(tmp_path / "alone", 1)
+  monkeypatch.setattr(collect.shared, "check", lambda folder: None)
+  monkeypatch.setattr(collect.distributed, "in_all", lambda work: work())
+  together = collect_in(tmp_path / "together", 2)
   np.testing.assert_array_equal(together.rows, alone.rows)
   assert together.features.count == 50
   np.testing.assert_allclose(
