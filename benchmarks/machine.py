@@ -36,12 +36,19 @@ def environment(*packages):
     "platform": device.platform,
     "device": device.device_kind,
     "devices": jax.device_count(),
-    "cores": len(os.sched_getaffinity(0)),
+    "cores": cores(),
     "machine": platform.machine(),
     "python": platform.python_version(),
     "load": os.getloadavg()[0],
     **versions,
   }
+
+
+def cores():
+  """Return how many cores this process may use, as far as the system says."""
+  if hasattr(os, "sched_getaffinity"):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def config_name():

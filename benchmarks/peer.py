@@ -177,7 +177,7 @@ def main():
   config = _CONFIG.value
   device = "cuda" if jax.default_backend() == "gpu" else "cpu"
   if device == "cpu":
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(machine.cores())
   theirs = getattr(Theirs(config, device), _WHAT.value)
   timings = machine.in_turns(
     {"ours": make_ours(config), "theirs": theirs}, _REPEATS.value

@@ -221,8 +221,14 @@ def _preprocessing(part, spec):
 
 def _default_workers(number):
   """Return one per core, or fewer where starting them is not worth it."""
-  cores = len(os.sched_getaffinity(0))
-  return max(1, min(cores, number // _IMAGES_WORTH_A_PROCESS))
+  return max(1, min(_cores(), number // _IMAGES_WORTH_A_PROCESS))
+
+
+def _cores():
+  """Return how many cores this process may use, as far as the system says."""
+  if hasattr(os, "sched_getaffinity"):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _check_space(half, needed):
