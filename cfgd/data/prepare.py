@@ -6,17 +6,18 @@ missing ones. The set gets its name when all records have been counted.
 
 import concurrent.futures
 import contextlib
-import fcntl
 import functools
 import itertools
 import json
 import multiprocessing
 import os
+import pathlib
 import shutil
 import threading
 
 from absl import logging
 import cv2
+from etils import epath
 import numpy as np
 
 from cfgd.data import catalog
@@ -25,6 +26,7 @@ from cfgd.data import prepared
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
+from cfgd.runtime import lease
 from cfgd.runtime import progress
 
 # Most shards of a part, and fewest images of a shard. A killed preparation
@@ -34,6 +36,7 @@ _LEAST_IMAGES = 32
 _IMAGES_WORTH_A_PROCESS = 500
 _RECORD_OVERHEAD = 128  # bytes: label, names of the features, index
 _SHARD_OVERHEAD = 2 * 2**16  # ArrayRecord pads its blocks
+_LEASE_SECONDS = 120.0  # without renewal, after which another job takes over
 _USUAL_ASPECT = 1.4  # of photographs, to estimate the space they need
 
 
@@ -42,15 +45,15 @@ def ensure(spec):
 
   Except ImageNet, whose archives experiments.prepare_data must be shown.
   """
-  if not catalog.is_prepared_on_demand(spec.source):
-    return
-  if distributed.is_lead():
+  if catalog.is_prepared_on_demand(spec.source):
     prepare(spec)
-  distributed.barrier("data set")
 
 
 def prepare(spec, *, manual_dir="", workers=0, allow_other=False):
   """Prepare a data set, resuming a killed preparation; return its path.
+
+  If another job prepares it, wait for that one. Among several processes, the
+  first one works.
 
   Args:
     spec: spec.Spec.
@@ -59,34 +62,59 @@ def prepare(spec, *, manual_dir="", workers=0, allow_other=False):
     allow_other: accept archives of ImageNet that are not the official ones.
   """
   spec = catalog.with_size(spec)
+  options = {"manual_dir": manual_dir, "allow_other": allow_other}
+  path, there = distributed.by_lead(lambda: _look(spec, **options))
+  if there:
+    return epath.Path(path)
+  # Outside of the set's folders, which are removed if they stay empty.
+  home = prepared.data_home(spec.data_dir)
+  name = "-".join(epath.Path(path).relative_to(home).parts)
+  with lease.hold(home / name, seconds=_LEASE_SECONDS, wait=True) as check:
+    return epath.Path(
+      distributed.by_lead(lambda: _prepare(spec, workers, check, **options))
+    )
+
+
+def _look(spec, **options):
+  """Return (path of the set, whether it is there)."""
   path, metadata = catalog.find_prepared(spec)
+  if metadata is None:
+    return os.fspath(path), False
+  if metadata["preprocessing"].startswith("imagenet."):
+    _check_archives(path, metadata, spec, options)
+  logging.info("Prepared already: %s (%s).", path, metadata["preprocessing"])
+  return os.fspath(path), True
+
+
+def _originals(spec, path, options):
+  verified = prepared.incomplete(path) / "verified.json"
+  return catalog.find(spec, verified=verified, **options)
+
+
+def _prepare(spec, workers, check_lease, **options):
+  """Make the set, unless the job that we waited for has; return its path."""
+  name, there = _look(spec, **options)
+  if there:
+    return name
+  path = epath.Path(name)
   half = prepared.incomplete(path)
-  find = functools.partial(
-    catalog.find,
-    spec,
-    manual_dir=manual_dir,
-    allow_other=allow_other,
-    verified=half / "verified.json",
-  )
-  if metadata is not None:
-    if metadata["preprocessing"].startswith("imagenet."):
-      _check_archives(path, metadata, find, allow_other)
-    logging.info("Prepared already: %s (%s).", path, metadata["preprocessing"])
-    return path
-  with _locked(half):
-    found = find()
+  half.mkdir(parents=True, exist_ok=True)
+  try:
+    found = _originals(spec, path, options)
     earlier = catalog.earlier_set(found, spec)
     if earlier and _has_pixels_of(earlier, found, spec):
       prepared.write_contents(earlier, found.fingerprint)
       logging.info("Prepared already, with the same pixels: %s.", earlier)
-      _remove_if_empty(half)
-      return earlier
+      return os.fspath(earlier)
     plan = _plan(found, spec)
     _claim(half, plan)
     _make(found, plan, path, spec, workers)
     _check_unchanged(found, catalog.name_of(spec), half)
+    check_lease()
     _finish(found, plan, path, spec)
-  return path
+  finally:
+    _remove_if_empty(half)
+  return name
 
 
 def _has_pixels_of(path, found, spec):
@@ -111,41 +139,23 @@ def _has_pixels_of(path, found, spec):
   return True
 
 
-def _check_archives(path, metadata, find, allow_other):
+def _check_archives(path, metadata, spec, options):
   """Refuse a set that was prepared from other archives than these."""
-  if not allow_other or find().fingerprint != metadata["originals"]:
+  if (
+    not options["allow_other"]
+    or _originals(spec, path, options).fingerprint != metadata["originals"]
+  ):
     raise errors.UserError(
       f"{path}: was prepared from other archives of ImageNet's structure "
       f"({metadata['preprocessing']}); remove it or choose another --data_dir"
     )
 
 
-@contextlib.contextmanager
-def _locked(half):
-  """Keep other processes on this machine from preparing the same set."""
-  half.mkdir(parents=True, exist_ok=True)
-  with open(half / "lock", "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise errors.UserError(
-        f"{half}: another process is preparing this set; wait for it"
-      ) from error
-    try:
-      yield
-    except BaseException:
-      _remove_if_empty(half)
-      raise
-
-
-def _remove_if_empty(half):
-  """Leave no folders behind if nothing was prepared."""
-  if {path.name for path in half.iterdir()} == {"lock"}:
-    (half / "lock").unlink()
-    for folder in (half, half.parent, half.parent.parent):
-      if list(folder.iterdir()):
-        break
-      folder.rmdir()
+def _remove_if_empty(folder):
+  """Leave no folders behind, here and two above, if nothing was prepared."""
+  with contextlib.suppress(OSError):  # not empty, or not there
+    for path in (folder, folder.parent, folder.parent.parent):
+      pathlib.Path(path).rmdir()
 
 
 def _plan(found, spec):

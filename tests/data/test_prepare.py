@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -816,3 +817,83 @@ def test_training_does_not_prepare_imagenet(tmp_path, tiny):
   with pytest.raises(errors.UserError, match=words):
     loop.train(tiny, tmp_path / "run")
   assert not list(tmp_path.iterdir())
+
+
+PAUSED = """
+import pathlib, sys, time
+from absl import logging
+from cfgd.data import images, prepare, spec
+
+logging.set_verbosity(logging.INFO)
+made, preprocess = [], images.preprocess
+
+def paused(*args, **kwargs):
+  made.append(1)
+  waiting = pathlib.Path(sys.argv[3])
+  while sys.argv[4] == "first" and not waiting.exists():
+    time.sleep(0.05)
+  return preprocess(*args, **kwargs)
+
+images.preprocess = paused
+pathlib.Path(sys.argv[3] + sys.argv[4]).touch()
+prepare.prepare(
+  spec.Spec("folder:" + sys.argv[1], image_size=4, data_dir=sys.argv[2]),
+  workers=1,
+)
+print(len(made))
+"""
+
+
+@pytest.fixture
+def preparing(tmp_path):
+  """Return a function: start a job that prepares; the "first" one can pause."""
+  make_folder(tmp_path / "pets")
+  started = []
+
+  def start(name):
+    arguments = [tmp_path / "pets", tmp_path / "data", tmp_path / "go", name]
+    process = subprocess.Popen(
+      [sys.executable, "-c", PAUSED, *map(str, arguments)],
+      cwd=pathlib.Path(__file__).parents[2],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.wait()
+
+
+def wait_for(found):
+  deadline = time.monotonic() + 60
+  while not found():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_a_second_job_waits_and_uses_the_set_of_the_first(tmp_path, preparing):
+  first = preparing("first")
+  wait_for(lambda: list(tmp_path.glob("data/*.lease*")))
+  second = preparing("second")
+  said = iter(second.stderr.readline, "")
+  line = next(line for line in said if "Waiting for" in line)
+  assert f"held by process {first.pid} on " in line
+  (tmp_path / "go").touch()
+  assert first.communicate(timeout=60)[0] == "6\n"
+  assert second.communicate(timeout=60)[0] == "0\n"
+  assert (first.returncode, second.returncode) == (0, 0)
+  assert not list(tmp_path.glob("data/*.lease*"))
+
+
+def test_a_killed_job_blocks_no_other(tmp_path, preparing):
+  first = preparing("first")
+  wait_for(lambda: list(tmp_path.glob("data/*/*/*.incomplete/plan.json")))
+  first.kill()
+  first.wait()
+  assert list(tmp_path.glob("data/*.lease*"))
+  out, err = preparing("second").communicate(timeout=60)
+  assert out == "6\n", err
