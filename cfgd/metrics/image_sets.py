@@ -151,7 +151,8 @@ class NpzImages:
 def stamp(path):
   """Return what changes when a file is replaced, as the key of a cache."""
   if "://" in str(path):
-    return path.stat()
+    status = path.stat()
+    return status.mtime, status.length
   status = os.stat(path)  # epath rounds times to seconds
   return status.st_mtime_ns, status.st_size, status.st_ino
 

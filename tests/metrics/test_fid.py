@@ -61,8 +61,12 @@ def network(monkeypatch):
 
 @pytest.fixture
 def config(tmp_path):
+  return make_config(tmp_path / "cache")
+
+
+def make_config(cache_dir):
   config = base.get_config()
-  config.metrics.cache_dir = str(tmp_path / "cache")
+  config.metrics.cache_dir = str(cache_dir)
   config.metrics.min_images = 20
   config.metrics.chunk_size = 16
   config.metrics.inception_batch_size = 2
