@@ -5,10 +5,12 @@ names and layouts are rewritten to our parameter trees. Only `read` imports
 PyTorch.
 """
 
+import io
 import os
 import re
 import zipfile
 
+from etils import epath
 from flax import traverse_util
 import numpy as np
 
@@ -29,11 +31,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 def read(path, ignore=()):
   """Return a state dict {name: float32 array}; a file with code is refused.
 
-  Arrays may be views of the mapped file. Entries whose key ends in one of
-  `ignore` are left out.
+  Arrays may be views of the mapped file; one in a bucket is read into memory.
+  Entries whose key ends in one of `ignore` are left out.
   """
   path = os.fspath(path)
   legacy = _check_format(path)
+  remote = "://" in path
   try:
     import torch
   except ImportError as error:
@@ -42,7 +45,10 @@ def read(path, ignore=()):
     ) from error
   try:
     state = torch.load(
-      path, map_location="cpu", weights_only=True, mmap=not legacy
+      io.BytesIO(epath.Path(path).read_bytes()) if remote else path,
+      map_location="cpu",
+      weights_only=True,
+      mmap=not (legacy or remote),
     )
   except Exception as error:  # a damaged file can fail anywhere
     raise _refusal(path, _reason(error)) from error
@@ -56,12 +62,14 @@ def _refusal(path, found):
 def _check_format(path):
   """Return whether a file has PyTorch's old format; refuse foreign files."""
   try:
-    with open(path, "rb") as file:
+    with epath.Path(path).open("rb") as file:
       head = file.read(len(_LEGACY))
       size = file.seek(0, os.SEEK_END)
       complete = zipfile.is_zipfile(file)
   except OSError as error:
-    raise _refusal(path, f"nothing to read ({error.strerror})") from error
+    raise _refusal(
+      path, f"nothing to read ({error.strerror or type(error).__name__})"
+    ) from error
   if head == _LEGACY:
     return True
   if not size:

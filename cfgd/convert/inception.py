@@ -5,6 +5,7 @@ once, to read it: the converted parameters are cached.
 """
 
 import hashlib
+import importlib.util
 import io
 import urllib.request
 import zipfile
@@ -30,6 +31,13 @@ ADDRESSES = (
 _TIMEOUT_SECONDS = 30
 _BN_EPS = 1e-3
 _SOURCE = "source_sha256"  # in our own file, beside the parameters
+_CONVERT = (
+  "PyTorch is not installed here: once, on a machine that has it (pip install "
+  f"'cfgd[convert]'), convert {FILE_NAME} by python -m "
+  "experiments.import_checkpoint --model=inception --source=FILE "
+  "--workdir=DIR, where DIR may be gs://..., and give "
+  "--config.metrics.inception=DIR/inception-....npz"
+)
 _GET_IT = (
   f"get {FILE_NAME} from {ADDRESSES[0]} and give it as "
   "--config.metrics.inception=PATH"
@@ -55,22 +63,36 @@ def load(path, cache_dir):
     if kept.exists():
       return _read_npz(kept)
     if not path.exists():
+      _check_for_torch("Inception's weights")  # before 90 MB are fetched
       _fetch(path)
+  path = epath.Path(path).expanduser()
+  return _read_npz(path if path.suffix == ".npz" else keep(path, cache_dir))
+
+
+def keep(path, folder):
+  """Convert the published .pth, or one like it; return the .npz in a folder.
+
+  The .npz is named by the file's hash; an existing one stays.
+  """
   path = epath.Path(path).expanduser()
   if not path.is_file():
     raise errors.UserError(f"{path}: no such file; {_GET_IT}")
-  if path.suffix == ".npz":
-    return _read_npz(path)
   with path.open("rb") as file:
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-  kept = _kept(cache_dir, sha256)
+  kept = _kept(epath.Path(folder).expanduser(), sha256)
   if not kept.exists():
+    _check_for_torch(path)
     state = guided_diffusion.read(path, ignore=("num_batches_tracked",))
     params = convert(state, path=path)
     with files.open_atomic(kept) as file:
       flat = traverse_util.flatten_dict(params, sep="/")
       np.savez(file, **flat, **{_SOURCE: sha256})
-  return _read_npz(kept)
+  return kept
+
+
+def _check_for_torch(what):
+  if importlib.util.find_spec("torch") is None:
+    raise errors.UserError(f"{what}: {_CONVERT}")
 
 
 def _kept(cache_dir, sha256):
@@ -101,6 +123,8 @@ def _fetch(path):
 
 
 def _read_npz(path):
+  if not path.is_file():
+    raise errors.UserError(f"{path}: no such file; {_GET_IT}")
   try:
     with np.load(io.BytesIO(path.read_bytes())) as arrays:
       arrays = dict(arrays)

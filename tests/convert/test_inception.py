@@ -5,6 +5,8 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -13,6 +15,7 @@ import pytest
 
 from cfgd.convert import inception as inception_weights
 from cfgd.runtime import errors
+from tests import processes
 
 torch = pytest.importorskip("torch")
 
@@ -68,6 +71,37 @@ def test_weights_are_converted_once(saved, tmp_path, monkeypatch):
       again["Mixed_5b"]["branch1x1"]["kernel"],
       params["Mixed_5b"]["branch1x1"]["kernel"],
     )
+
+
+LOAD = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+from cfgd.convert import inception
+print(inception.load(sys.argv[1], "/nowhere")[1])
+print(inception.load("", sys.argv[2])[1])
+"""
+
+
+def test_one_command_converts_for_machines_without_pytorch(saved, tmp_path):
+  code, out, err = processes.run(
+    *("import_checkpoint", "--model=inception"),
+    *(f"--source={saved}", f"--workdir={tmp_path}"),
+  )
+  assert code == 0, err
+  (kept,) = tmp_path.iterdir()
+  assert out == f"score with --config.metrics.inception={kept}\n"
+  # In a cache folder the published file is found by its hash.
+  published = f"inception-{inception_weights.SHA256[:16]}.npz"
+  (tmp_path / published).write_bytes(kept.read_bytes())
+  done = subprocess.run(
+    [sys.executable, "-c", LOAD, str(kept), str(tmp_path)],
+    cwd=processes.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  name = f"inception-{hashlib.sha256(saved.read_bytes()).hexdigest()[:8]}"
+  assert done.stdout.split() == [name, name], done.stderr
 
 
 def test_layouts():

@@ -179,3 +179,29 @@ def test_a_network_of_ones_own(bucket, tmp_path):
   remote, local = run(OWN, f"{bucket}/run"), run(OWN, tmp_path / "run")
   assert remote == local
   assert "fd_embedded_matched" in remote[0]
+
+
+WEIGHTS = """
+import json, sys
+from etils import epath
+import jax
+import numpy as np
+from cfgd.convert import inception
+from cfgd.models import inception as network
+from cfgd.runtime import files
+
+shapes = {"a": {"kernel": jax.ShapeDtypeStruct((3,), "float32")}}
+network.param_shapes = lambda: shapes
+cache = epath.Path(sys.argv[1])
+path = cache / f"inception-{inception.SHA256[:16]}.npz"
+with files.open_atomic(path) as file:
+  np.savez(file, source_sha256=inception.SHA256, **{"a/kernel": np.arange(3.0)})
+by_path, name = inception.load(str(path), "/nowhere")
+by_hash, same = inception.load("", str(cache))
+print(json.dumps([x["a"]["kernel"].tolist() for x in (by_path, by_hash)]))
+assert name == same
+"""
+
+
+def test_weights(bucket):
+  assert run(WEIGHTS, f"{bucket}/cache") == [[0, 1, 2], [0, 1, 2]]
