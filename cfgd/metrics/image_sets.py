@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import os
+import weakref
 import zipfile
 import zlib
 
@@ -106,7 +107,9 @@ class NpzImages:
 
   def _open(self):
     """Open the archive at the first image."""
-    archive = zipfile.ZipFile(self._path.open("rb"))
+    file = self._path.open("rb")
+    weakref.finalize(self, file.close)
+    archive = zipfile.ZipFile(file)
     self._file = archive.open("arr_0.npy")
     version = np.lib.format.read_magic(self._file)
     read_header = {
