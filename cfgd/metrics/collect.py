@@ -15,12 +15,12 @@ import numpy as np
 from cfgd.metrics import extract
 from cfgd.metrics import image_sets
 from cfgd.metrics import scores
-from cfgd.metrics import shared
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.runtime import preemption
 from cfgd.runtime import progress
+from cfgd.runtime import shared
 
 
 class Collected(NamedTuple):

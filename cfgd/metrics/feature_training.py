@@ -20,12 +20,12 @@ from cfgd import identity
 from cfgd.data import pipeline
 from cfgd.data import pixels
 from cfgd.metrics import extract
-from cfgd.metrics import shared
 from cfgd.models import feature_net
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.runtime import preemption
+from cfgd.runtime import shared
 from cfgd.training import state as state_lib
 from cfgd.training import steps as steps_lib
 

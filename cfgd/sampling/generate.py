@@ -13,6 +13,7 @@ from cfgd.runtime import distributed
 from cfgd.runtime import files
 from cfgd.runtime import preemption
 from cfgd.runtime import progress
+from cfgd.runtime import shared
 from cfgd.sampling import store
 from cfgd.sampling import trained
 
@@ -51,6 +52,7 @@ def generate(config, workdir):
     logging.info("Samples exist: %s", result)
     return result
   if missing:
+    shared.check(folder)
     with distributed.naming_memory(
       f"sampling.batch_size={sampling.batch_size}"
     ):
