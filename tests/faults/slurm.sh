@@ -156,15 +156,16 @@ stage_train() {
 }
 
 stage_sweep() {
-  local cells trainings
-  begin "a sweep of two models and six cells: 2 trainings, then 4 jobs"
+  local cells trainings submitted
+  begin "a sweep of six cells: 2 trainings of 2 nodes each, then 4 jobs"
   submitted="$(launch/slurm_sweep.sh --config=configs/sweep_embedded.py \
-    --workdir="$folder/sweep" --gpus=0 --shards=4 --python="$python" \
+    --workdir="$folder/sweep" --gpus=0 --train-nodes=2 --shards=4 \
+    --python="$python" \
     --output="$folder/sweep-%A_%a.log" "${sweep_flags[@]}")"
   check "says what was submitted" test "$(wc -l <<< "$submitted")" = 2
   trainings="$(sed -n 's/^job \([0-9]*\): trainings, an array of 2$/\1/p' <<< "$submitted")"
   cells="$(sed -n 's/^job \([0-9]*\): cells, an array of 4$/\1/p' <<< "$submitted")"
-  check "a training saves" wait_until 120 saved sweep/runs/p0.1
+  check "a training saves" wait_until 240 saved sweep/runs/p0.1
   check "no cell has started" test ! -e "$folder/sweep-${cells}_1.log"
   scancel --signal=TERM "${trainings}_1"
   check "a training that gets SIGTERM goes back into the queue" wait_until 60 \
@@ -256,7 +257,7 @@ stage_quick() {
 }
 
 stage_failure() {
-  local job
+  local job submitted
   begin "a process that fails while the other one sleeps"
   # shellcheck disable=SC2016 # Expanded in the task.
   printf '#!/bin/sh\n[ $SLURM_PROCID = 1 ] && exit 1\nexec sleep 300\n' \
@@ -267,6 +268,13 @@ stage_failure() {
   check "with its code" test "$(field "$job" ExitCode)" = ExitCode=1:0
   check "and is not restarted" restarted "$job" 0
   check "which is told" says "$folder/failure.log" 'exit code 1: not started again'
+  begin "a sweep whose training fails"
+  submitted="$(launch/slurm_sweep.sh --config=configs/sweep_embedded.py \
+    --workdir="$folder/failed" --gpus=0 --shards=2 --trainings=1 \
+    --tasks-per-node=2 --python="$folder/fails" --output="$folder/failed.log")"
+  job="$(sed -n 's/^job \([0-9]*\): cells.*/\1/p' <<< "$submitted")"
+  check "waits" has_state "$job" PENDING
+  check "its cells are cancelled" wait_until 60 has_state "$job" CANCELLED
 }
 
 # The job of a drained node goes on; requeued, it starts on other nodes.
