@@ -196,7 +196,10 @@ def _mistakes_in_one_line():
   except (AttributeError, KeyError) as error:
     line = unknown_field(sys.argv) or _missing_name(sys.argv, error)
     _stop(line or f"--config: {error}")
-  except (TypeError, ValueError, OSError) as error:
+  except OSError as error:
+    why = re.search(r"\[Errno \d+\] ([^:]+)", str(error))
+    _stop(f"{_given()}: {why[1] if why else error}")
+  except (TypeError, ValueError) as error:
     _stop(f"--config: {error}")
 
 
@@ -211,12 +214,17 @@ def _innermost(error):
   first = error
   while first.__context__:
     first = first.__context__
-  given = [k for k in sys.argv if re.match("--?config=", k)] or ["--config"]
+  given = _given()
   frame = traceback.extract_tb(first.__traceback__)[-1]
   where = f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
-  if ":" in given[-1] and "get_config() takes 0 positional" in str(first):
-    return f"{given[-1]}: this config has no forms; leave out what follows ':'"
-  return f"{given[-1]}: {first}" + where * (frame.name != "check_form")
+  if ":" in given and "get_config() takes 0 positional" in str(first):
+    return f"{given}: this config has no forms; leave out what follows ':'"
+  return f"{given}: {first}" + where * (frame.name != "check_form")
+
+
+def _given():
+  """Return the config's argument on the command line."""
+  return ["--config", *(k for k in sys.argv if re.match("--?config=", k))][-1]
 
 
 def _missing_name(argv, error):

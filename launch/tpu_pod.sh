@@ -184,9 +184,6 @@ launch() {
   require_config "$root" "$config"
   [[ "$workdir" == gs://* ]] ||
     die "--workdir=$workdir: must be in a bucket, gs://..., which all workers see"
-  [[ -z "$shard" || "$part" == trainings || "$part" == cells ]] ||
-    die "--shard=$shard: in a bucket two pods would train the same model; give" \
-      "--part=trainings, and later --part=cells"
   [[ -z "$watch" ]] || require --type "$type"
   start "$1"
   [[ -z "$watch" ]] || watch_run "$1"

@@ -103,6 +103,7 @@ def test_sample_and_evaluate(trained):
       ["--config.train.batch_sise=3"],
     ),
     ("--config.nonesuch: no such field", "train", ["--config.nonesuch=3"]),
+    ("nope.py: No such file", "train", ["--config=configs/nope.py"]),
     (
       "must be divisible by the 4 devices",
       "train",

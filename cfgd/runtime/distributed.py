@@ -78,7 +78,7 @@ def _exit_after(seconds, address, count, process):
       file=sys.stderr,
       flush=True,
     )
-    os._exit(1)
+    os._exit(errors.EXIT_AGAIN)  # a machine may still be starting
 
   timer = threading.Timer(seconds, end)
   timer.daemon = True

@@ -108,14 +108,6 @@ def test_help_names_every_option(fakes, name):
         *("create", "--name=n", "--zone=z", "--type=v99-8"),
       ],
     ),
-    (
-      "two pods would train the same model",
-      "tpu_pod.sh",
-      [
-        *("sweep", "--name=n", "--zone=z", "--workdir=gs://b/r"),
-        *("--config=configs/sweep_imagenet64.py", "--shard=1/2"),
-      ],
-    ),
     ("--config is missing", "slurm_train.sh", ["--workdir=w"]),
     (
       "--part=all: belongs to launch/slurm_sweep.sh",

@@ -134,7 +134,7 @@ def test_a_missing_process_ends_the_others_with_one_line():
     text=True,
     timeout=60,
   )
-  assert done.returncode == 1
+  assert done.returncode == errors.EXIT_AGAIN
   assert done.stderr.startswith(
     f"error: not all of 2 processes were at localhost:{port} within 1 s"
   )
