@@ -19,6 +19,7 @@ from cfgd.runtime import lease
 from cfgd.runtime import preemption
 from cfgd.runtime import watchdog
 from cfgd.sampling import generate
+from cfgd.training import events
 from cfgd.training import loop
 from cfgd.training import state as state_lib
 from configs import imagenet64_classifier
@@ -187,6 +188,9 @@ class Scalars:
   def write_scalars(self, step, scalars):
     self.logged.setdefault(step, {}).update(scalars)
 
+  def flush(self):
+    pass
+
   def close(self):
     pass
 
@@ -223,9 +227,7 @@ def scripted(untrained, monkeypatch):
       return state, jax.tree.map(jnp.asarray, metrics)
 
     writer = Scalars()
-    monkeypatch.setattr(
-      loop.metric_writers, "create_default_writer", lambda *_, **__: writer
-    )
+    monkeypatch.setattr(events, "writer", lambda workdir: writer)
     monkeypatch.setattr(build, "train_step", lambda _: step)
     untrained.train.steps = len(losses)
     try:
