@@ -22,6 +22,7 @@ import fsspec
 
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
+from cfgd.runtime import files
 
 _POLL_SECONDS = 1.0
 _LOG_SECONDS = 60.0
@@ -63,11 +64,13 @@ class _Lease:
   """One attempt at a lease."""
 
   def __init__(self, path, seconds):
-    self._store, path = fsspec.url_to_fs(os.fspath(path))
+    self._url = os.fspath(path)
+    self._store, path = fsspec.url_to_fs(self._url)
     self._folder, _, name = path.rpartition("/")
     self._prefix = f"{name}.lease."
     self._seconds = seconds
     self._me = _me()
+    self._data = json.dumps(self._me).encode()
     self._held = None
     self._lost = False
     self._stop = threading.Event()
@@ -81,7 +84,7 @@ class _Lease:
       return False
     mine = numbers[-1] + 1 if numbers else 1
     try:
-      self._write(mine, mode="create")
+      self._create(mine)
     except FileExistsError:
       return False
     # The list above may be stale: the holder may have released the lease and
@@ -128,21 +131,18 @@ class _Lease:
         if not self._is_mine():
           self._lost = not self._stop.is_set()
           return
-        self._write(self._held, mode="overwrite")
-      except OSError as error:  # perhaps a pause of the file server
+        self._store.pipe_file(self._path(self._held), self._data)
+      except Exception as error:  # perhaps a pause of the server
         logging.warning("%s: %s", self._path(self._held), error)
 
   def _is_mine(self):
     """Return whether no other job has taken over, even by our number."""
-    return self._numbers()[-1:] == [self._held] and (
-      (self._read(self._held) or self._me)["id"] == self._me["id"]
-    )
+    return (self._read(self._held) or {}).get("id") == self._me["id"]
 
   def _is_alive(self, number):
     about = self._read(number)
-    if (
-      about and about["space"] == self._me["space"] and not _runs(about["pid"])
-    ):
+    here = about and about["space"] == self._me["space"]
+    if here and not _runs(about["pid"]):
       return False
     try:
       return self._now() - self._written(self._path(number)) < self._seconds
@@ -166,25 +166,31 @@ class _Lease:
   def _numbers(self):
     """Return the numbers that exist, increasing."""
     try:
-      paths = self._store.ls(self._folder, detail=False)
+      names = [os.path.basename(k) for k in self._store.ls(self._folder, False)]
     except FileNotFoundError:
       return []
-    names = [os.path.basename(path) for path in paths]
     return sorted(
       int(name.removeprefix(self._prefix))
       for name in names
       if name.startswith(self._prefix)
     )
 
-  def _write(self, number, mode):
-    data = json.dumps(self._me).encode()
-    self._store.pipe_file(self._path(number), data, mode=mode)
+  def _create(self, number):
+    """Write a file; raise FileExistsError, in one job of several, if it is."""
+    if files.in_bucket(self._url):
+      self._store.pipe_file(self._path(number), self._data, mode="create")
+    else:  # there fsspec looks first and writes later
+      with open(self._path(number), "xb") as file:
+        file.write(self._data)
 
   def _read(self, number):
+    """Return what a file says: None without one, {} while it is written."""
     try:
       return json.loads(self._store.cat_file(self._path(number)))
-    except (OSError, ValueError):
+    except FileNotFoundError:
       return None
+    except ValueError:
+      return {}
 
   def _remove(self, number):
     with contextlib.suppress(FileNotFoundError):

@@ -91,6 +91,30 @@ def test_a_holder_renews_it_and_learns_of_a_loss(tmp_path):
         check()
 
 
+def test_a_pause_of_the_file_server_loses_nothing(tmp_path, monkeypatch):
+  path = tmp_path / "work"
+  with lease.hold(path, seconds=0.6, wait=False) as check:
+    with monkeypatch.context() as patched:
+      patched.setattr(lease._Lease, "_read", lambda *_: 1 / 0)
+      time.sleep(0.3)
+    time.sleep(0.6)
+    (file,) = tmp_path.iterdir()
+    assert time.time() - file.stat().st_mtime < 0.3
+    check()
+
+
+def test_a_holder_that_was_overtaken_leaves_the_other_alone(tmp_path):
+  first = lease._Lease(tmp_path / "work", 60)
+  assert first.take()
+  (tmp_path / "work.lease.1").unlink()
+  second = lease._Lease(tmp_path / "work", 60)
+  assert second.take()  # by the same number
+  first.release()
+  assert second._is_mine()
+  second.release()
+  assert not list(tmp_path.iterdir())
+
+
 def test_waiting_ends_when_the_other_job_does(tmp_path, monkeypatch):
   path = tmp_path / "work"
   file = foreign(path)
