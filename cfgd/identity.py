@@ -191,8 +191,9 @@ def claim_workdir(config, workdir, *, write, ignore=()):
 
   Raises:
     errors.UserError: the folder was made with another config; names the first
-      fields that differ.
+      fields that differ. Or it cannot be used, see `files.check_place`.
   """
+  files.check_place(workdir)
   path = _record(workdir)
   if path.exists():
     _compare_workdir(config, workdir, ignore)

@@ -175,9 +175,9 @@ def validate_sampling(config):
   _validate_sampling(config)
 
 
-def validate_generation(config, *, num_devices):
-  """Check all rules of a config whose model is to make images."""
-  validate(config, num_devices=num_devices)
+def validate_generation(config):
+  """Check all rules of a config whose model is to make images, anywhere."""
+  validate(config, num_devices=1)
   _require(
     config,
     "task",

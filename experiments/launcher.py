@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from cfgd import identity
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
+from cfgd.runtime import files
 from cfgd.runtime import peers
 from cfgd.runtime import preemption
 from cfgd.runtime import xla
@@ -50,6 +51,8 @@ _MEMORY = (
   "raise train.microbatches",
 )
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+# Libraries that log a traceback and raise the error, too.
+_RAISING = ("orbax", "gcsfs", "asyncio")
 _OPEN = ("sweep.grids.", "sweep.figures.")  # sections with names of their own
 _INTERRUPTED = "interrupted; run the same command again to resume"
 _EXIT_INTERRUPTED = 130  # as shells say for Ctrl-C
@@ -104,12 +107,15 @@ def _guard(main, argv):
     _stop(error)
   except errors.Preempted as error:
     peers.done()  # all processes are asked to end, and save together
-    _stop(error, errors.EXIT_AGAIN, "stopped")
+    print(f"stopped: {_in_one_line(error)}", file=sys.stderr)
+    sys.exit(errors.EXIT_AGAIN)
   except KeyboardInterrupt:
     _stop(_INTERRUPTED, _EXIT_INTERRUPTED, "stopped")
-  except (errors.RunError, OSError) as error:  # OSError: disk full, no access
-    _stop(error, 1)
   except Exception as error:
+    if isinstance(error, errors.Outage) or files.is_outage(error):
+      _stop(f"{error}; run the same command again", errors.EXIT_AGAIN)
+    if isinstance(error, errors.RunError | OSError):  # disk full, no access
+      _stop(error, 1)
     if not jax.distributed.is_initialized():
       raise
     if not peers.has_lost_one(error):
@@ -121,7 +127,11 @@ def _without_closed_loops(hook):
   """Drop the hundreds of errors that TensorStore prints after a failed save."""
 
   def filtered(unraisable):
-    if str(unraisable.exc_value) != "Event loop is closed":
+    error = unraisable.exc_value
+    # SIGTERM in a callback has set the flag, see `preemption`.
+    if str(error) != "Event loop is closed" and not isinstance(
+      error, errors.Preempted
+    ):
       hook(unraisable)
 
   return filtered
@@ -253,16 +263,19 @@ def _set_up_logging():
 
 
 def _is_shown(record):
-  if "orbax" in record.pathname and record.exc_info:
-    return False  # a failed save raises and ends in a line of its own
+  if record.exc_info and any(k in record.pathname for k in _RAISING):
+    return False  # ends in a line of its own
   return record.levelno >= python_logging.WARNING or (
     record.pathname.startswith(_SHOWN)
   )
 
 
 def _stop(error, code=2, kind="error"):
-  line = " ".join(str(error).split())
+  """Print a line and end now, even if a thread waits for a store."""
+  line = _in_one_line(error)
   print(f"{kind}: {line}", file=sys.stderr)
-  if jax.distributed.is_initialized() and code != errors.EXIT_AGAIN:
-    peers.end(line, code)
-  sys.exit(code)
+  peers.end(line, code)
+
+
+def _in_one_line(error):
+  return " ".join(str(error).split())

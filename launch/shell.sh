@@ -40,8 +40,9 @@ require() {
 }
 
 require_number() {
-  [[ "$2" =~ ^[0-9]+$ ]] || die "$1=$2: must be a whole number"
-  ((10#$2 >= ${3:-0})) || die "$1=$2: must be at least ${3:-0}"
+  [[ "$2" =~ ^(0|[1-9][0-9]*)$ ]] ||
+    die "$1=$2: must be a whole number, without zeros in front"
+  (($2 >= ${3:-0})) || die "$1=$2: must be at least ${3:-0}"
 }
 
 # $1 is the repository, $2 a config of it, perhaps with :FORM after its path.

@@ -184,6 +184,14 @@ launch() {
   require_config "$root" "$config"
   [[ "$workdir" == gs://* ]] ||
     die "--workdir=$workdir: must be in a bucket, gs://..., which all workers see"
+  [[ "$1" == sweep || -z "$shard$part" ]] ||
+    die "--shard and --part belong to sweep"
+  [[ -z "$part" || "$part" =~ ^(all|trainings|cells)$ ]] ||
+    die "--part=$part: must be all, trainings or cells"
+  [[ -z "$shard" || "$shard" =~ ^[1-9][0-9]*/[1-9][0-9]*$ ]] ||
+    die "--shard=$shard: must be i/n, such as 2/4"
+  [[ -z "$shard" ]] || ((${shard%/*} <= ${shard#*/})) ||
+    die "--shard=$shard: i must be at most n"
   [[ -z "$watch" ]] || require --type "$type"
   start "$1"
   [[ -z "$watch" ]] || watch_run "$1"

@@ -12,6 +12,7 @@ themselves. Checkpoints without a manifest are read unverified.
 import contextlib
 import functools
 import json
+import time
 from typing import NamedTuple
 
 from absl import logging
@@ -27,6 +28,7 @@ from cfgd.runtime import files
 from cfgd.runtime import manifest
 
 _FOLDER = "checkpoints"
+_SAVE_SECONDS = 600.0
 _ITEMS = ("state", "ema", "meta")
 _DAMAGED = ".damaged"
 _UNVERIFIED = "no manifest: not verified"
@@ -137,9 +139,19 @@ class Checkpointer:
     """Wait for the save in progress."""
     with self._named_errors():
       if self._manager:
-        self._manager.wait_until_finished()
+        self._wait()
     if self._saving is not None:
       self._newest, self._saving = self._saving, None
+
+  def _wait(self):
+    """Wait for Orbax, which tries for hours where a store does not answer."""
+    deadline = time.monotonic() + _SAVE_SECONDS
+    while self._manager.is_saving_in_progress():
+      if time.monotonic() > deadline:
+        self._manager = None  # its threads never end
+        raise TimeoutError(f"not done after {_SAVE_SECONDS:g} s")
+      time.sleep(0.01)
+    self._manager.wait_until_finished()
 
   @contextlib.contextmanager
   def _named_errors(self):
@@ -148,7 +160,8 @@ class Checkpointer:
     except Exception as error:
       good = "none" if self._newest is None else f"step {self._newest}"
       failed, self._saving = self._saving, None
-      raise errors.RunError(
+      kind = errors.Outage if files.is_outage(error) else errors.RunError
+      raise kind(
         f"the checkpoint at step {failed} of {self._workdir} could not "
         f"be written ({type(error).__name__}: {errors.first_line(error)}); the "
         f"last good one: {good}"
@@ -167,12 +180,10 @@ class Checkpointer:
     like = jax.device_get(like)
     wanted = {"state": _without_ema(like), "ema": like.ema_params}
     distributed.by_lead(lambda: self._check_meta(meta or {}))
+    items = {k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
     restored = _by_lead(
-      lambda: self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          **{k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
-        ),
+      lambda: dict(
+        self._manager.restore(step, args=ocp.args.Composite(**items)).items()
       ),
       wanted,
     )

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from cfgd.runtime import errors
+from cfgd.runtime import files
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # Messages are padded to a multiple of this, to compile fewer programs.
@@ -169,7 +170,10 @@ def in_all(work):
     value = work()
   except Exception as error:
     failed = error
-  said = [] if failed is None else [type(failed).__name__, str(failed)]
+  said = []
+  if failed is not None:
+    kind = errors.Outage if files.is_outage(failed) else type(failed)
+    said = [kind.__name__, str(failed)]
   said = [json.loads(text) for text in _gather(json.dumps(said))]
   for process, entry in enumerate(said):
     if entry:

@@ -22,6 +22,10 @@ class NonFiniteError(RunError):
   """A NaN or infinity where there must be none."""
 
 
+class Outage(RunError):
+  """A store that did not answer; the same command resumes: EXIT_AGAIN."""
+
+
 class Preempted(BaseException):
   """A run that was asked to end and has saved its work; EXIT_AGAIN.
 

@@ -29,7 +29,9 @@ def _on_signal(number, frame):
   # Stays set: what is raised here may be lost in a callback.
   _state["requested"] = True
   if not _state["deferring"]:
-    raise errors.Preempted("ended by SIGTERM")
+    raise errors.Preempted(
+      "ended by SIGTERM; run the same command again to resume"
+    )
 
 
 @contextlib.contextmanager

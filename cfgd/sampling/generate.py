@@ -39,7 +39,7 @@ def generate(config, workdir):
     errors.RunError: one image differs from place to place of a call.
     errors.Preempted: ended by a signal; what was drawn is written.
   """
-  validation.validate_generation(config, num_devices=jax.device_count())
+  validation.validate_generation(config)
   model, guide = trained.find(config, workdir)
   folder = identity.claim_samples(model, guide, write=distributed.is_lead())
   sampling = config.sampling

@@ -3,6 +3,7 @@
 import io
 import re
 import time
+import zipfile
 
 from etils import epath
 import numpy as np
@@ -138,6 +139,11 @@ def _read_array(name, folder, start, stop):
     for first, last in _chunks(folder)
     if first <= start and stop <= last
   )
-  data = _path(folder, first, last).read_bytes()
-  with np.load(io.BytesIO(data)) as chunk:
-    return chunk[name][start - first : stop - first]
+  path = _path(folder, first, last)
+  try:
+    with np.load(io.BytesIO(path.read_bytes())) as chunk:
+      return chunk[name][start - first : stop - first]
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise errors.RunError(
+      f"{path}: damaged ({error}): delete it and sample again"
+    ) from error

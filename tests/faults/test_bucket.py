@@ -23,6 +23,22 @@ def folder():
     yield bucket.make_bucket("cfgd-tests")
 
 
+@pytest.mark.parametrize(
+  ("place", "words"),
+  [
+    ("gs://none/a", "no such bucket"),
+    ("gs://", "no such bucket"),
+    ("gs://cfgd-tests/a[1]", "must contain none of"),
+    ("disk[1]", "must contain none of"),
+    ("nothing://x/y", "Protocol not known"),
+  ],
+)
+def test_a_place_that_cannot_be_used_is_refused(folder, place, words):
+  with pytest.raises(errors.UserError, match=words):
+    files.check_place(place)
+  files.check_place(folder / "new")
+
+
 def test_a_file_appears_whole_or_not_at_all(folder):
   path = folder / "file.npz"
   with pytest.raises(KeyError), files.open_atomic(path) as file:

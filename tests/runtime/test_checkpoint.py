@@ -158,6 +158,19 @@ def test_a_save_that_fails_is_told_and_costs_no_other(workdir, monkeypatch):
   assert restored_step(workdir) == 3
 
 
+def test_a_store_that_does_not_answer_ends_the_run(workdir, monkeypatch):
+  checkpoints = open_at(workdir)
+  checkpoints.save(make_state(4), META)
+  manager = checkpoints._manager
+  monkeypatch.setattr(checkpoint, "_SAVE_SECONDS", 0.1)
+  with monkeypatch.context() as patched:
+    patched.setattr(manager, "is_saving_in_progress", lambda: True)
+    with pytest.raises(errors.Outage, match=r"not done after 0\.1 s.*: step 3"):
+      checkpoints.close()
+  checkpoints.close()  # waits no more
+  manager.close()
+
+
 def test_inspection_tells_good_from_bad(workdir):
   damage(workdir, 2)
   (workdir / "checkpoints/1" / manifest.NAME).unlink()

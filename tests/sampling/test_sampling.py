@@ -254,6 +254,18 @@ def test_generate_resumes_by_chunk(config, trained, monkeypatch):
   assert written == [start]
 
 
+def test_a_damaged_chunk_is_named(config, trained):
+  config.sampling.w = 0.9
+  path = generate.generate(config, trained[1])
+  path.unlink()
+  chunk = min(path.parent.glob("chunk*"))
+  chunk.write_bytes(chunk.read_bytes()[:300])
+  with pytest.raises(errors.RunError, match=f"{chunk.name}: damaged .*delete"):
+    generate.generate(config, trained[1])
+  chunk.unlink()
+  assert generate.generate(config, trained[1]) == path
+
+
 def test_sigterm_ends_sampling_after_the_call(config, trained, monkeypatch):
   config.sampling.seed, config.sampling.batch_size = 3, 2
   handler = signal.getsignal(signal.SIGTERM)
