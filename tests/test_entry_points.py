@@ -103,7 +103,6 @@ def test_sample_and_evaluate(trained):
       ["--config.train.batch_sise=3"],
     ),
     ("--config.nonesuch: no such field", "train", ["--config.nonesuch=3"]),
-    ("nope.py: No such file", "train", ["--config=configs/nope.py"]),
     (
       "must be divisible by the 4 devices",
       "train",
@@ -128,6 +127,13 @@ def test_mistakes_end_in_one_line(trained, fail, words, name, more):
   before = everything(trained)
   fail(words, name, f"--workdir={trained}", *TINY, *more)
   assert everything(trained) == before
+
+
+def test_a_missing_config_and_a_bad_place_are_named(tmp_path, fail):
+  workdir = f"--workdir={tmp_path / 'a'}"
+  fail("nope.py: No such file", "train", "--config=configs/nope.py", workdir)
+  fail("must contain none of", "train", f"{workdir}[1]", *TINY)
+  assert not everything(tmp_path)
 
 
 def test_prepare_data_says_where_the_set_is_or_what_is_wrong(tmp_path, fail):

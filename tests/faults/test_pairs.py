@@ -155,10 +155,10 @@ def test_the_other_ends_when_one_is_killed(victim, words, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_saves_in_both_and_the_same_command_resumes(tmp_path):
-  overrides = SWEEP | {"train.steps": 400, "train.checkpoint_every": 100}
+  overrides = SWEEP | {"train.steps": 200, "train.checkpoint_every": 50}
   pair = start_pair("sweep", tmp_path, overrides=overrides)
   log = tmp_path / "runs/p0.1/checkpoints"
-  while not list(log.glob("*00")):
+  while not list(log.glob("*50")):
     assert all(process.poll() is None for process in pair)
     time.sleep(0.1)
   pair[1].send_signal(signal.SIGTERM)
