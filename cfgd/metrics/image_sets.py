@@ -179,13 +179,7 @@ class ChunkImages:
     self.shape = self._chunk(*chunks[0]).shape[1:]
 
   def _chunk(self, start, stop):
-    try:
-      images = store.read_images(self._folder, start, stop)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      raise errors.UserError(
-        f"{self.name}: the chunk of images {start} to {stop} cannot be read "
-        f"({error}); delete it and sample again"
-      ) from error
+    images = store.read_images(self._folder, start, stop)
     if images.dtype != np.uint8 or len(images) != stop - start:
       raise errors.UserError(
         f"{self.name}: the chunk of images {start} to {stop} has "

@@ -144,6 +144,6 @@ def _read_array(name, folder, start, stop):
     with np.load(io.BytesIO(path.read_bytes())) as chunk:
       return chunk[name][start - first : stop - first]
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise errors.RunError(
+    raise errors.UserError(
       f"{path}: damaged ({error}): delete it and sample again"
     ) from error

@@ -260,7 +260,7 @@ def test_a_damaged_chunk_is_named(config, trained):
   path.unlink()
   chunk = min(path.parent.glob("chunk*"))
   chunk.write_bytes(chunk.read_bytes()[:300])
-  with pytest.raises(errors.RunError, match=f"{chunk.name}: damaged .*delete"):
+  with pytest.raises(errors.UserError, match=f"{chunk.name}: damaged .*delete"):
     generate.generate(config, trained[1])
   chunk.unlink()
   assert generate.generate(config, trained[1]) == path
