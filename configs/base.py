@@ -203,7 +203,8 @@ def get_config():
         # Resizing and logits of Inception: adm (TensorFlow's graph, as in the
         # paper and ADM) or pytorch_fid.
         "protocol": "adm",
-        # Its weights, a .pth; '': downloaded to cache_dir once.
+        # Its weights, a .pth or the .npz that experiments.import_checkpoint
+        # makes of it, perhaps in a bucket; '': downloaded to cache_dir once.
         "inception": "",
         # Reference statistics or images; '': data.source.
         "reference": "",

@@ -15,6 +15,7 @@ from flax import traverse_util
 import numpy as np
 
 from cfgd.runtime import errors
+from cfgd.runtime import files
 
 _EXPECTED = "a state dict written by torch.save (name -> float tensor)"
 _ZIP = b"PK\x03\x04"
@@ -36,7 +37,7 @@ def read(path, ignore=()):
   """
   path = os.fspath(path)
   legacy = _check_format(path)
-  remote = "://" in path
+  remote = files.in_bucket(path)
   try:
     import torch
   except ImportError as error:

@@ -21,6 +21,7 @@ import PIL.Image
 
 from cfgd.data import images as image_ops
 from cfgd.runtime import errors
+from cfgd.runtime import files
 from cfgd.sampling import store
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -153,7 +154,7 @@ class NpzImages:
 
 def stamp(path):
   """Return what changes when a file is replaced, as the key of a cache."""
-  if "://" in str(path):
+  if files.in_bucket(path):
     status = path.stat()
     return status.mtime, status.length
   status = os.stat(path)  # epath rounds times to seconds

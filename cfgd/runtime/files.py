@@ -63,6 +63,8 @@ def check_place(folder):
 
 def is_outage(error):
   """Return whether an error is about a store that does not answer."""
+  if isinstance(error, BrokenPipeError):  # whoever read our output has left
+    return False
   library = type(error).__module__.partition(".")[0]
   return isinstance(error, ConnectionError | TimeoutError) or (
     library in _NETWORK

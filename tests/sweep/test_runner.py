@@ -18,7 +18,7 @@ from cfgd.sweep import results
 from cfgd.sweep import runner
 from cfgd.training import loop
 from configs import sweep_embedded_guidance
-from tests import conftest
+from tests.sweep import made
 
 
 def test_cells_are_a_union_in_the_order_that_saves_work():
@@ -64,15 +64,6 @@ CLASSIFIER = {
 }
 
 
-def small_sweep():
-  config = conftest.make_tiny()
-  config.sweep.grids.main.T = (3,)
-  config.sweep.grids.main.w = (0.0, 0.5)
-  del config.sweep.grids.fast
-  config.sweep.grids.T = {"p_uncond": (0.5,), "T": (2,), "w": (1.0,)}
-  return config
-
-
 def sweep(config, workdir, **options):
   return runner.sweep(config, workdir, report.writer(config), **options)
 
@@ -88,7 +79,7 @@ def folders(config, workdir):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("sweep")
-  return workdir, sweep(small_sweep(), workdir)
+  return workdir, sweep(made.small_sweep(), workdir)
 
 
 def rows(workdir):
@@ -113,7 +104,7 @@ def test_the_report_has_real_images_and_how_often_training_saw_them(
 ):
   # A copy: the other tests compare the report of the sweep itself.
   workdir = shutil.copytree(swept[0], tmp_path / "sweep")
-  config = small_sweep()
+  config = made.small_sweep()
   real = {
     "metrics": {"fd_embedded": 0.125, "recall": 0.5},
     "num_samples": 1000,
@@ -147,7 +138,7 @@ def test_the_same_call_does_no_work_twice(swept, monkeypatch):
   workdir, _ = swept
   before = (workdir / "results.csv").read_text()
   monkeypatch.setattr(runner._Job, "_make", None)
-  sweep(small_sweep(), workdir)
+  sweep(made.small_sweep(), workdir)
   assert (workdir / "results.csv").read_text() == before
 
 
@@ -161,7 +152,7 @@ def test_only_missing_cells_are_run_and_give_the_same(swept):
     if path.parent != lost
   }
   (lost / "metrics.json").unlink()
-  sweep(small_sweep(), workdir)
+  sweep(made.small_sweep(), workdir)
   assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
   metrics = ("fd_embedded", "is_embedded", "precision", "recall")
   for cell, row in rows(workdir).items():
@@ -172,7 +163,7 @@ def test_only_missing_cells_are_run_and_give_the_same(swept):
 
 def test_a_cell_of_another_job_is_left_to_it(swept, monkeypatch):
   workdir, _ = swept
-  config = small_sweep()
+  config = made.small_sweep()
   planned = grid.plan(config, workdir)
   theirs, ours = map(results.path, planned[:2])
   finished = theirs.read_text()
@@ -214,7 +205,7 @@ def test_a_failed_training_is_tried_once_and_shards_do_what_is_left(
   swept, monkeypatch
 ):
   workdir, _ = swept
-  config = small_sweep()
+  config = made.small_sweep()
   planned = grid.plan(config, workdir)
   for one in planned:
     results.path(one).unlink()
@@ -244,7 +235,7 @@ def test_a_failed_training_is_tried_once_and_shards_do_what_is_left(
 
 def test_other_settings_are_other_cells(swept):
   workdir, _ = swept
-  config = small_sweep()
+  config = made.small_sweep()
   before = folders(config, workdir)
   config.sampling.num_samples = 30
   assert not {*before} & {*folders(config, workdir)}
@@ -252,7 +243,7 @@ def test_other_settings_are_other_cells(swept):
 
 def test_what_has_no_effect_names_no_cell(swept, set_defaults):
   workdir, _ = swept
-  config = small_sweep()
+  config = made.small_sweep()
   unguided, guided, _ = grid.plan(config, workdir)
   assert (unguided.cell.w, guided.cell.w) == (0.0, 0.5)
   before = folders(config, workdir)[:2]
@@ -263,7 +254,7 @@ def test_what_has_no_effect_names_no_cell(swept, set_defaults):
   now = folders(config, workdir)[:2]
   assert [a == b for a, b in zip(now, before, strict=True)] == [True, False]
   set_defaults(optim_shift=0.0, sampling_spice=0.0, metrics_more=1)
-  config = small_sweep()
+  config = made.small_sweep()
   assert folders(config, workdir)[:2] == before
   config.metrics.more = 2
   assert folders(config, workdir)[:2] != before
@@ -275,7 +266,7 @@ def test_a_sweep_goes_on_when_fields_are_added(
   workdir, _ = swept
   set_defaults(data_tint=0.0, sampling_spice=0.0, metrics_more=1)
   monkeypatch.setattr(runner._Job, "_make", None)
-  sweep(small_sweep(), workdir)
+  sweep(made.small_sweep(), workdir)
 
 
 def test_cells_of_other_defaults_are_refused(swept, set_defaults):
@@ -284,11 +275,11 @@ def test_cells_of_other_defaults_are_refused(swept, set_defaults):
   with pytest.raises(
     errors.UserError, match=r"metrics\.neighbours: 3 there, 4 now.*delete"
   ):
-    sweep(small_sweep(), workdir)
+    sweep(made.small_sweep(), workdir)
 
 
 def test_a_classifier_that_trains_longer_is_another(tmp_path):
-  config = small_sweep()
+  config = made.small_sweep()
   config.sampling.guidance = "classifier"
   config.sweep.classifier = CLASSIFIER
   before = folders(config, tmp_path)
@@ -299,7 +290,7 @@ def test_a_classifier_that_trains_longer_is_another(tmp_path):
 
 
 def test_a_classifier_trains_whatever_the_sampler_of_its_cells(tmp_path):
-  config = small_sweep()
+  config = made.small_sweep()
   config.sweep.classifier = CLASSIFIER
   axes = {"p_uncond": (0.1,), "T": (3,), "w": (0.5,)}
   axes["guidance"] = ("classifier",)
@@ -309,14 +300,14 @@ def test_a_classifier_trains_whatever_the_sampler_of_its_cells(tmp_path):
 
 
 def test_an_unknown_field_of_the_classifier_is_named(tmp_path):
-  config = small_sweep()
+  config = made.small_sweep()
   config.sweep.classifier = {"task": "classifier", "train": {"stepz": 3}}
   with pytest.raises(errors.UserError, match=r"^sweep.classifier.train.stepz"):
     grid.plan(config, tmp_path)
 
 
 def test_a_plan_has_the_classifier_of_the_cells_that_it_guides(tmp_path):
-  config = small_sweep()
+  config = made.small_sweep()
   config.sweep.classifier = CLASSIFIER
   config.sweep.seeds = (4,)
   config.sweep.grids.main.guidance = ("cfg", "classifier")
@@ -364,7 +355,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
   with pytest.raises(
     errors.RunError, match=r"1 of 3 cells failed.*p0\.1_T3_w0"
   ):
-    sweep(small_sweep(), tmp_path)
+    sweep(made.small_sweep(), tmp_path)
   assert set(rows(tmp_path)) == {"p0.1_T3_w0.5", "p0.5_T2_w1"}
   (note,) = tmp_path.glob("cells/*/error.txt")
   assert "made to fail" in note.read_text()
@@ -372,7 +363,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
 
 
 def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
-  config = small_sweep()
+  config = made.small_sweep()
   config.sweep.grids.main.w = (0.0, -2.0)
   with pytest.raises(errors.UserError, match=r"main\.w=-2"):
     sweep(config, tmp_path)
@@ -385,12 +376,12 @@ def test_bad_grids_are_refused_before_anything_is_written(tmp_path):
     ("quantile", (0.9,), "no effect in any cell.*with sampling.threshold='c"),
     ("classifier_w", (1.0,), "no effect in any cell"),
   ):
-    config = small_sweep()
+    config = made.small_sweep()
     with config.ignore_type(), config.unlocked():
       config.sweep.grids.main[field] = value
     with pytest.raises(errors.UserError, match=rf"main\.{field}=.*{words}"):
       sweep(config, tmp_path)
-  config = small_sweep()
+  config = made.small_sweep()
   with config.unlocked():
     config.sweep.grids.main.w = (0.0,)
     config.sweep.grids.main.interval = ((), (-2.0, 3.0))

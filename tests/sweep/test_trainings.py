@@ -10,17 +10,7 @@ from cfgd.sweep import planner
 from cfgd.sweep import runner
 from cfgd.training import loop
 from configs import sweep_embedded_guidance
-from tests import conftest
-
-
-def make_config():
-  """Return a tiny sweep of two models, three cells of the first."""
-  config = conftest.make_tiny()
-  config.sweep.grids.main.T = (3,)
-  config.sweep.grids.main.w = (0.0, 0.5)
-  del config.sweep.grids.fast
-  config.sweep.grids.T = {"p_uncond": (0.5,), "T": (2,), "w": (1.0,)}
-  return config
+from tests.sweep import made
 
 
 def names(config):
@@ -28,7 +18,7 @@ def names(config):
 
 
 def test_each_model_is_listed_once():
-  assert names(make_config()) == ["p0.1", "p0.5"]
+  assert names(made.small_sweep()) == ["p0.1", "p0.5"]
 
 
 def test_guides_and_seeds_are_models_too():
@@ -40,7 +30,7 @@ def test_guides_and_seeds_are_models_too():
 
 
 def test_the_plan_says_which_jobs_to_start():
-  config = make_config()
+  config = made.small_sweep()
   line = planner.jobs(config, "sweep")
   assert "--part=trainings in up to 2, --shard=1/2 and so on" in line
   assert "(p0.1, p0.5)" in line
@@ -61,7 +51,7 @@ def test_the_plan_says_which_jobs_to_start():
 def test_shards_divide_the_models(tmp_path, monkeypatch, shard, wanted):
   trained = []
   monkeypatch.setattr(loop, "train", lambda config, at: trained.append(at.name))
-  runner.train(make_config(), tmp_path, shard=shard)
+  runner.train(made.small_sweep(), tmp_path, shard=shard)
   assert trained == wanted
 
 
@@ -75,7 +65,7 @@ def test_a_failed_training_is_named_and_the_others_run(tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop, "train", train)
   with pytest.raises(errors.RunError, match=r"p0\.1: NonFiniteError: 4 steps"):
-    runner.train(make_config(), tmp_path)
+    runner.train(made.small_sweep(), tmp_path)
   assert trained == ["p0.5"]
 
 
@@ -85,11 +75,11 @@ def test_a_stop_is_passed_on(tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop, "train", train)
   with pytest.raises(errors.Preempted):
-    runner.train(make_config(), tmp_path)
+    runner.train(made.small_sweep(), tmp_path)
 
 
 def test_cells_are_refused_until_their_models_are_trained(tmp_path):
-  config = make_config()
+  config = made.small_sweep()
   with pytest.raises(errors.UserError, match=r"p0\.1, p0\.5; run --part=train"):
     runner.require_trained(config, tmp_path)
   runner.train(config, tmp_path, shard=(1, 2))
@@ -107,7 +97,7 @@ def test_cells_are_refused_until_their_models_are_trained(tmp_path):
 
 
 def test_a_sweep_in_parts_trains_in_the_first_alone(tmp_path, monkeypatch):
-  config = make_config()
+  config = made.small_sweep()
   runner.train(config, tmp_path)
   monkeypatch.setattr(loop, "_run", lambda *_: pytest.fail("trains again"))
   page = runner.sweep(config, tmp_path, report.writer(config))
