@@ -42,6 +42,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=["cfgd", "cfgd.*", "configs", "experiments"]
   ),
+  package_data={"cfgd.sweep": ["estimates.json"]},
   python_requires=">=3.11",
   install_requires=_REQUIRED,
   extras_require={

@@ -31,14 +31,14 @@ def train_inputs(config, batch_size):
   )
 
 
-def train_input_shapes(config, batch):
-  """Return the shapes of `train_inputs` for one device, without any arrays."""
+def train_input_shapes(config, batch, devices=1):
+  """Return the shapes of `train_inputs`, without any arrays or devices."""
   state = jax.eval_shape(
     lambda params: state_lib.create(params, build.optimizer(config)),
     build.param_shapes(config),
   )
-  shape = (1, batch, *build.image_shape(config))  # devices first
-  rows = jax.ShapeDtypeStruct((1, batch), jnp.int32)
+  rows = jax.ShapeDtypeStruct((devices, batch // devices), jnp.int32)
+  shape = (*rows.shape, *build.image_shape(config))
   image = jax.ShapeDtypeStruct(shape, jnp.uint8)
   traced = {"p_uncond": jax.ShapeDtypeStruct((), jnp.float32)}
   return state, {"image": image, "label": rows, "row": rows}, traced
@@ -62,6 +62,20 @@ def sampler(config, batch_size, num_steps, *, two_passes=None):
   params = distributed.replicate_locally((build.initial_params(config), None))
   label = (index % config.data.num_classes).astype(np.int32)
   return draw.run, draw.arguments(params, index, label)
+
+
+def sampler_shapes(config, batch, devices):
+  """Return (pmapped sampler, shapes of its arguments), without any arrays."""
+  draw = build.sampler(config)
+  rows = devices, batch // devices
+  return draw.run, (
+    (build.param_shapes(config), None),
+    jax.ShapeDtypeStruct(rows, jnp.uint32),
+    jax.ShapeDtypeStruct(rows, jnp.int32),
+    jax.ShapeDtypeStruct((), jnp.uint32),
+    jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), draw.numbers),
+    jax.ShapeDtypeStruct(draw.logsnrs.shape, jnp.float32),
+  )
 
 
 def forward(config, batch_size):

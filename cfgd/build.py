@@ -18,6 +18,7 @@ from cfgd.data import spec
 from cfgd.models import classifier
 from cfgd.models import parametrization
 from cfgd.models import unet
+from cfgd.runtime import target
 from cfgd.sampling import draw
 from cfgd.sampling import sampler as sampler_lib
 from cfgd.training import losses
@@ -176,6 +177,7 @@ def train_step(config):
     ema_decay=config.optim.ema_decay,
     ema_warmup=config.optim.ema_warmup,
     microbatches=config.train.microbatches,
+    devices=target.chosen(),
   )
 
 
@@ -190,7 +192,7 @@ def prefers_two_passes():
 
   On CPUs a batch of 2B falls out of the caches; accelerators prefer it.
   """
-  return jax.default_backend() == "cpu"
+  return target.platform() == "cpu"
 
 
 def sampler(config, guide=None, *, two_passes=None):
@@ -210,6 +212,7 @@ def sampler(config, guide=None, *, two_passes=None):
     shape=image_shape(config),
     null_label=config.data.num_classes,
     two_passes=prefers_two_passes() if two_passes is None else two_passes,
+    devices=target.chosen(),
   )
   return draw.Draw(
     run,

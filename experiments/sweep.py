@@ -5,12 +5,10 @@
 Trains what is missing, then samples and scores cell by cell, and writes
 results.csv, report.md and report.html into DIR; the same command continues.
 
---plan prints the cost and the jobs to start, --list_trainings the models'
-folders. benchmarks.sample measures --evaluations_per_second.
-
-Several jobs may share a DIR, each with all cells or its own, --shard=3/16. With
---part=trainings --shard=2/3 for the second of three models, and --part=cells
-later, none waits for another one's training.
+--plan prints the cost and the jobs to start; hours need a rate, by
+benchmarks.sample or estimated for --topology=v5p:4x4x4. Several jobs may share
+a DIR, each with all cells or its own, --shard=3/16. With --part=trainings
+--shard=2/3 and --part=cells later, none waits for another one's training.
 """
 
 from absl import flags
@@ -26,13 +24,14 @@ _SHARD = flags.DEFINE_string("shard", "1/1", "Share of this job, as in 3/16.")
 _PARTS = ("all", "trainings", "cells")
 _PART = flags.DEFINE_enum("part", "all", _PARTS, "What to do of the sweep.")
 _PLAN = flags.DEFINE_boolean("plan", False, "Print the cost.")
-_LIST = flags.DEFINE_boolean("list_trainings", False, "Print all models.")
+_LIST = flags.DEFINE_boolean("list_trainings", False, "Print all folders.")
 _RATE = flags.DEFINE_float(
   "evaluations_per_second",
   0.0,
   "Forward passes of the model, of one image each, that the hardware makes.",
   lower_bound=0.0,
 )
+_SLICE = flags.DEFINE_string("topology", "", "Slice whose hours are estimated.")
 flags.mark_flag_as_required("workdir")
 
 
@@ -42,7 +41,8 @@ def main():
   write_report = report.writer(config)
   shard = launcher.parse_shard(_SHARD.value)
   if _PLAN.value:
-    print("\n".join(planner.price(config, workdir, _RATE.value)))
+    rates = planner.rates(config, _RATE.value, _SLICE.value)
+    print("\n".join(planner.price(config, workdir, rates)))
     print(planner.jobs(config, workdir))
   elif _LIST.value:
     print("\n".join(planner.run_dirs(config, workdir)))

@@ -223,5 +223,7 @@ def test_new_rows_are_planned(extended):
   # config's own choice is not named.
   mean = (3 + 6) / 2
   assert cost == {"": mean, ", sampler adams": mean}
-  lines = planner.price(config, workdir / "sweep", 1000.0)
+  lines = planner.price(
+    config, workdir / "sweep", planner.Rates(1000.0, 1000.0)
+  )
   assert [line for line in lines if "sampler adams" in line]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgd.models import convolution
+from cfgd.runtime import target
 from cfgd.runtime import xla
 
 # PyTorch's default for Conv2d and Linear, U(+-1/sqrt(fan_in)), which ADM keeps.
@@ -32,15 +33,17 @@ def precision_of(dtype):
   return jax.lax.Precision.HIGHEST if exact else None
 
 
-def conv(features, size, name, dtype, zero=False):
-  """Make a [size, size] convolution that keeps height and width."""
+def conv(
+  features, size, name, dtype, zero=False, how=convolution.general_dilated
+):
+  """Make a [size, size] convolution; `how` is a function of `convolution`."""
   return nn.Conv(
     features,
     (size, size),
     padding="SAME",
     dtype=dtype,
     precision=precision_of(dtype),
-    conv_general_dilated=convolution.general_dilated,
+    conv_general_dilated=how,
     kernel_init=nn.initializers.zeros if zero else _KERNEL_INIT,
     name=name,
   )
@@ -65,8 +68,7 @@ def time_embedding(time, width):
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-# The name marks the gradient's sum over 2x2 pixels, see tests/models.
-@jax.named_scope("upsample")
+@jax.custom_vjp
 def upsample(x):
   """Double height and width by repetition."""
   batch, height, width, channels = x.shape
@@ -76,13 +78,29 @@ def upsample(x):
   return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
+@jax.custom_vjp
 def downsample(x):
   """Halve height and width by 2x2 means."""
   batch, height, width, channels = x.shape
   assert height % 2 == 0, x.shape
   assert width % 2 == 0, x.shape
-  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-  return x.mean(axis=(2, 4))
+  if target.platform() == "cpu":
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return x.mean(axis=(2, 4))
+  # TPU's compiler fuses a window with its neighbours, but reorders the pixels
+  # of those six axes.
+  window = (1, 2, 2, 1)
+  total = jax.lax.reduce_window(
+    x.astype(jnp.float32), 0.0, jax.lax.add, window, window, "VALID"
+  )
+  return (total / 4).astype(x.dtype)
+
+
+# Each is the other's transpose but for a power of two, which rounds nothing.
+upsample.defvjp(lambda x: (upsample(x), ()), lambda _, g: (4 * downsample(g),))
+downsample.defvjp(
+  lambda x: (downsample(x), ()), lambda _, g: (upsample(g) / 4,)
+)
 
 
 _RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
@@ -103,7 +121,6 @@ class GroupNorm(nn.Module):
     assert channels % _NUM_GROUPS == 0, (channels, _NUM_GROUPS)
     weight = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
-    x = x.astype(jnp.float32)
     mean, variance = self._moments(x)
     # One multiply and one add per pixel, which XLA fuses with the SiLU that
     # follows; separate normalise, affine and FiLM passes would cost memory.
@@ -112,6 +129,7 @@ class GroupNorm(nn.Module):
     if film_scale is not None:
       a, b = a * (1.0 + film_scale), b * (1.0 + film_scale) + film_shift
     a, b = xla.materialize((a, b))  # once, not for each pixel
+    x = x.astype(jnp.float32)
     return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
 
   def _moments(self, x):
@@ -120,9 +138,13 @@ class GroupNorm(nn.Module):
     grouped = (batch, _NUM_GROUPS, channels // _NUM_GROUPS)
     # One pass over memory: mean and mean square together, relative to one
     # pixel, so that E[x^2] - E[x]^2 does not cancel where a channel's mean is
-    # far from zero.
-    origin = jax.lax.stop_gradient(x[:, :1, :1])
-    offset = x - origin
+    # far from zero. Pixels in bfloat16 are themselves rounded by more than what
+    # cancels in float32, and without an origin the sums are made where the
+    # convolution before has x at hand.
+    origin = jax.lax.stop_gradient(x[:, :1, :1]).astype(jnp.float32)
+    if x.dtype == jnp.bfloat16:
+      origin = jnp.zeros_like(origin)
+    offset = x.astype(jnp.float32) - origin
     offset_mean, offset_square = xla.materialize(
       (offset.mean(axis=(1, 2)), jnp.square(offset).mean(axis=(1, 2)))
     )  # [B, C] each
@@ -140,16 +162,28 @@ class GroupNorm(nn.Module):
 
 
 def dropout(x, keys, rate):
-  """Zero elements of x [B, ...] with probability `rate`, scaling up the rest.
+  """Zero elements of x [B, H, ...] with probability `rate`, scale up the rest.
 
-  Each example has its own key; `keys` is [B], or None for no dropout.
+  Each example has its own key; `keys` is [B], or None for no dropout. The
+  probability is rounded to 1/65536.
   """
   if keys is None or rate == 0.0:
     return x
-  keep = jax.vmap(
-    lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:])
-  )(keys)
-  return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+  dropped = min(round(rate * 2**16), 2**16 - 1)
+
+  def kept(key):
+    # Two random integers below 65536 from each 32-bit word.
+    height, *others = x.shape[1:]
+    words = jax.random.bits(key, (-(-height // 2), *others))
+    halves = words & 0xFFFF, words >> 16
+    return jnp.concatenate([half >= dropped for half in halves])[:height]
+
+  # Numbers, unlike bool, get x's layout on TPUs. Without the barrier every
+  # reader draws anew, within its convolution.
+  mask = jax.vmap(kept)(keys).astype(x.dtype)
+  mask = jax.lax.optimization_barrier(mask)
+  scaled = x.astype(jnp.float32) / (1.0 - dropped / 2**16)
+  return (scaled * mask).astype(x.dtype)
 
 
 class ResBlock(nn.Module):
@@ -175,8 +209,12 @@ class ResBlock(nn.Module):
     """
     resample = _RESAMPLE[self.resample]
     h = nn.silu(GroupNorm(self.dtype, name="in_layers_0")(x))
-    h, x = resample(h), resample(x)
-    h = conv(self.features, 3, "in_layers_2", self.dtype)(h)
+    x = resample(x)
+    if self.resample == "up" and convolution.skips_zeros():
+      after = convolution.of_upsampled
+    else:
+      h, after = resample(h), convolution.general_dilated
+    h = conv(self.features, 3, "in_layers_2", self.dtype, how=after)(h)
 
     film = dense(2 * self.features, "emb_layers_1", self.dtype)(
       nn.silu(embedding)
@@ -228,10 +266,9 @@ def attention_implementation(platform, capability, dtype, tokens, head_width):
 
 def _attend(q, k, v):
   """Attend with float32 softmax; q, k, v are [B, tokens, heads, width]."""
-  device = jax.devices()[0]
   implementation = attention_implementation(
-    device.platform,
-    getattr(device, "compute_capability", None),
+    target.platform(),
+    target.capability(),
     q.dtype,
     tokens=q.shape[1],
     head_width=q.shape[-1],
@@ -241,19 +278,48 @@ def _attend(q, k, v):
   return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
+@jax.custom_vjp
 def _attend_by_xla(q, k, v):
-  """Attend with the least work per pair of tokens.
+  """Attend by matrix products, with the least memory per pair of tokens.
 
-  The softmax is normalised after the product with v: one division per token,
-  and no sum over pairs in the backward pass.
+  The softmax is normalised after the product with v: one division per token.
+  The backward pass gets the weights as `dtype` has them: float32 ones would be
+  most of what attention reads and writes on a TPU.
   """
+  return _attend_forward(q, k, v)[0]
+
+
+def _attend_forward(q, k, v):
+  """Return the output and what `_attend_backward` needs."""
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, heads, tokens, width]
-  logits = _matmul(q * q.shape[-1] ** -0.5, k.swapaxes(2, 3))
-  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-  weights = jnp.exp(logits - largest)  # [B, heads, tokens, tokens]
-  total = weights.sum(axis=-1, keepdims=True)
-  out = _matmul(weights.astype(v.dtype), v) / total
-  return out.astype(v.dtype).swapaxes(1, 2)
+  q = q * q.shape[-1] ** -0.5
+  logits = _matmul(q, k.swapaxes(2, 3))
+  weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+  total = weights.sum(axis=-1, keepdims=True)  # [B, heads, tokens, 1]
+  weights = weights.astype(v.dtype)
+  out = (_matmul(weights, v) / total).astype(v.dtype)
+  return out.swapaxes(1, 2), (q, k, v, weights, total, out)
+
+
+def _attend_backward(residuals, g):
+  """Return the gradients of q, k and v.
+
+  With p = weights / total, the logits' gradient is p (dp - sum of p dp over the
+  keys), and that sum is g times the output.
+  """
+  q, k, v, weights, total, out = residuals
+  g = g.swapaxes(1, 2).astype(jnp.float32) / total
+  mean = (g * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+  g = g.astype(v.dtype)
+  from_weights = _matmul(g, v.swapaxes(2, 3)) - mean
+  from_logits = (weights.astype(jnp.float32) * from_weights).astype(v.dtype)
+  dq = _matmul(from_logits, k) * q.shape[-1] ** -0.5
+  dk = _matmul(from_logits.swapaxes(2, 3), q)
+  dv = _matmul(weights.swapaxes(2, 3), g)
+  return tuple(d.astype(v.dtype).swapaxes(1, 2) for d in (dq, dk, dv))
+
+
+_attend_by_xla.defvjp(_attend_forward, _attend_backward)
 
 
 def _matmul(a, b):
@@ -285,6 +351,7 @@ class AttentionBlock(nn.Module):
     head = channels // self.num_heads
     h = GroupNorm(self.dtype, name="norm")(x)
     qkv = dense(3 * channels, "qkv", self.dtype)(h)
+    qkv = xla.tokens_minor(qkv.reshape(batch, height * width, 3 * channels))
     tokens = (batch, height * width, self.num_heads, head)
     if not self.new_order:
       qkv = qkv.reshape(*tokens[:-1], 3 * head)

@@ -1,15 +1,17 @@
-"""Convolutions that XLA:CPU computes correctly and fast.
+"""Convolutions as the compilers compute them correctly and fast.
 
 XLA:CPU convolves with YNNPACK or with Eigen. YNNPACK is slow for the gradient
 of a kernel; Eigen is fast there, but wrong in loops on several devices (see
 docs/performance.md). So YNNPACK convolves, and the kernel gradient is written
-as matrix products.
+as matrix products. Elsewhere one after upsampling skips equal products.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+
+from cfgd.runtime import target
 
 
 def general_dilated(x, kernel, strides, padding, *, precision, **how):
@@ -25,11 +27,46 @@ def general_dilated(x, kernel, strides, padding, *, precision, **how):
     precision=precision,
     **how,
   )
-  if jax.default_backend() != "cpu" or not _is_plain(
-    x, kernel, strides, padding
-  ):
+  if target.platform() != "cpu" or not _is_plain(x, kernel, strides, padding):
     return convolve(x, kernel)
   return _with_products(convolve, precision)(x, kernel)
+
+
+def skips_zeros():
+  """Return whether `of_upsampled` is faster here than upsampling first.
+
+  TPU's and GPU's compilers multiply no zeros between dilated pixels; XLA:CPU's
+  do.
+  """
+  return target.platform() != "cpu"
+
+
+def of_upsampled(x, kernel, strides, padding, *, precision, **how):
+  """Convolve x [B, H, W, I], doubled by repetition, to [B, 2H, 2W, O].
+
+  Each output sees 2x2 different pixels, so the nine products per pixel of a 3x3
+  kernel are four of sums of its weights: the transposed convolution by the
+  kernel that is the given one applied to 2x2 ones.
+
+  Arguments are those of `general_dilated`; the kernel is [3, 3, I, O].
+  """
+  assert kernel.shape[:2] == (3, 3), kernel.shape
+  assert tuple(strides) == (1, 1), strides
+  assert padding == "SAME", padding
+  wide = kernel.astype(jnp.float32)
+  for axis in (0, 1):
+    after, before = ([(0, 0)] * 4 for _ in range(2))
+    after[axis], before[axis] = (0, 1), (1, 0)
+    wide = jnp.pad(wide, after) + jnp.pad(wide, before)
+  how["lhs_dilation"] = (2, 2)
+  return jax.lax.conv_general_dilated(
+    x,
+    wide.astype(kernel.dtype),  # [4, 4, I, O]
+    window_strides=(1, 1),
+    padding=((2, 2), (2, 2)),
+    precision=precision,
+    **how,
+  )
 
 
 def _is_plain(x, kernel, strides, padding):

@@ -5,6 +5,9 @@ import importlib.util
 import os
 
 import jax
+from jax.experimental import layout
+
+from cfgd.runtime import target
 
 # Measured in docs/performance.md, on two x86 cores.
 _CPU_OPTIONS = {
@@ -35,9 +38,20 @@ def materialize(tree):
   anew for every pixel. The barrier stops that, in the backward pass too. Other
   compilers decide it better by themselves.
   """
-  if jax.default_backend() != "cpu":
+  if target.platform() != "cpu":
     return tree
   return jax.lax.optimization_barrier(tree)
+
+
+def tokens_minor(x):
+  """Return x [B, tokens, channels], on TPUs with tokens next to each other.
+
+  That is the layout in which TPU's compiler multiplies queries and keys of few
+  channels. It does not look so far back by itself, and copies q, k and v.
+  """
+  if target.platform() != "tpu":
+    return x
+  return layout.with_layout_constraint(x, layout.Layout((0, 2, 1)))
 
 
 def _on_cpu():

@@ -33,8 +33,10 @@ class Choices(NamedTuple):
 
 
 @functools.cache
-def make_sampler(model, guide, choices, *, shape, null_label, two_passes):
-  """Return the compiled sampler of a network, over this process's devices.
+def make_sampler(
+  model, guide, choices, *, shape, null_label, two_passes, devices=None
+):
+  """Return the compiled sampler of a network, over some devices.
 
   Cached by its arguments: the cells of a sweep share one compilation per T.
 
@@ -45,6 +47,7 @@ def make_sampler(model, guide, choices, *, shape, null_label, two_passes):
     shape: (H, W, C).
     null_label: label of the unconditional model.
     two_passes: see `diffusion.classifier_free_guidance`.
+    devices: to run on; None is all of this process.
 
   Returns:
     pmapped (params, index [D, B], label [D, B], seed, numbers, logsnrs [T]) ->
@@ -79,7 +82,7 @@ def make_sampler(model, guide, choices, *, shape, null_label, two_passes):
     run,
     axis_name="batch",
     in_axes=(None, 0, 0, None, None, None),
-    devices=jax.local_devices(),
+    devices=devices or jax.local_devices(),
   )
 
 

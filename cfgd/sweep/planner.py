@@ -1,7 +1,9 @@
 """The cost of a sweep before it runs: evaluations, FLOP and hours."""
 
 import itertools
+import json
 import math
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +14,10 @@ from cfgd import methods
 from cfgd.runtime import errors
 from cfgd.sweep import grid
 
-# A step's backward pass costs twice its forward pass.
-_PASSES_OF_A_STEP = 3
+# Forward passes: a step's backward pass costs two, guidance has two branches.
+_PASSES = {"train": 3, "sample": 2}
+# Written by benchmarks.compile_table.
+_ESTIMATES = pathlib.Path(__file__).with_name("estimates.json")
 _ASSUMED = " *"
 _ASSUMPTION = (
   "* No run in sampling.guide_dir yet: assumed as dear as the model."
@@ -38,11 +42,61 @@ class Cost(NamedTuple):
   flop: float
 
 
-def price(config, workdir, evaluations_per_second):
+class Rates(NamedTuple):
+  """Forward passes of the model, of one image each, in a second.
+
+  Attributes:
+    training: three of them make a training step's share of an image.
+    sampling: in guided sampling.
+  """
+
+  training: float
+  sampling: float
+
+
+UNKNOWN = Rates(math.inf, math.inf)  # costs no hours, and none are shown
+
+
+def price(config, workdir, rates):
   """Return the cost of a whole sweep as lines of text, see `table`."""
-  return table(
-    costs(config, grid.plan(config, workdir)), evaluations_per_second
-  )
+  return table(costs(config, grid.plan(config, workdir)), rates)
+
+
+def rates(config, evaluations_per_second, topology):
+  """Return the Rates that were measured, or a compiler's estimate of a slice.
+
+  Args:
+    config: ConfigDict of a sweep.
+    evaluations_per_second: as measured, or 0.
+    topology: such as v5p:4x4x4, or "".
+
+  Raises:
+    errors.UserError: there is no estimate for this network and chip.
+  """
+  if not topology:
+    return Rates(*[evaluations_per_second or math.inf] * 2)
+  chip, _, shape = topology.partition(":")
+  if not all(side.isdigit() for side in shape.split("x")):
+    raise errors.UserError(
+      f"--topology={topology}: must be CHIP:SIDES, such as v5p:4x4x4"
+    )
+  known = json.loads(_ESTIMATES.read_text())
+  one = build.forward_flop(config)
+  passes = {
+    row["what"]: _PASSES[row["what"]] * row["images_per_second_and_chip"]
+    for row in known
+    if row["chip"] == chip
+    and math.isclose(row["forward_flop"], one, rel_tol=0.01)
+  }
+  if set(passes) != set(_PASSES):
+    there = sorted({f"{row['config']} on {row['chip']}" for row in known})
+    raise errors.UserError(
+      f"--topology={topology}: no estimate for a network of {one / 1e9:.1f} "
+      f"GFLOP there, but for {', '.join(there)}; measure by benchmarks.sample, "
+      "or compile by benchmarks.compile_for, and give --evaluations_per_second"
+    )
+  count = math.prod(int(side) for side in shape.split("x"))
+  return Rates(count * passes["train"], count * passes["sample"])
 
 
 def run_dirs(config, workdir):
@@ -106,7 +160,7 @@ def costs(config, plan):
 def _training(name, config, one, seeds):
   images = config.train.steps * config.train.batch_size * seeds
   name += f", {seeds} seeds" if seeds > 1 else ""
-  passes = _PASSES_OF_A_STEP
+  passes = _PASSES["train"]
   return Cost(name, 0, passes, images, images * passes * one)
 
 
@@ -144,24 +198,26 @@ def _guide_cost(config, one):
   return build.forward_flop(guide) / one
 
 
-def table(parts, evaluations_per_second):
+def table(parts, rates):
   """Return the costs as lines of text, the sum last.
 
   Args:
     parts: of `costs`.
-    evaluations_per_second: forward passes of the model, of one image each, that
-      the hardware makes; 0 if unknown, which leaves the hours out.
+    rates: Rates; UNKNOWN leaves the hours out.
   """
   one = parts[0].flop / (parts[0].images * parts[0].evaluations)
   cells, _, images, flop = map(sum, list(zip(*parts, strict=True))[1:])
   width = max(len(part.name) for part in parts)
   row = f"{{:{width}}} {{:>5}} {{:>13}} {{:>11}} {{:>11}} {{:>9}}".format
   lines = [row("", "cells", "images", "evaluations", "PFLOP", "hours")]
+  total = 0.0
   for part in [*parts, Cost("in all", cells, math.nan, images, flop)]:
-    count, hours = part.flop / one, ""
-    if evaluations_per_second:
-      hours = f"{count / evaluations_per_second / 3600:,.1f}"
+    count = part.flop / one
+    rate = rates.sampling if part.cells else rates.training
+    hours = total if part.name == "in all" else count / rate / 3600
+    total += hours
     size = f"{part.images:,}", f"{count:.3g}", f"{part.flop / 1e15:,.3g}"
-    lines.append(row(part.name, part.cells or "", *size, hours))
+    time = f"{hours:,.1f}" if hours else ""
+    lines.append(row(part.name, part.cells or "", *size, time))
   assumed = any(part.name.endswith(_ASSUMED) for part in parts)
   return lines + [_ASSUMPTION] * assumed

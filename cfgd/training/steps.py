@@ -47,7 +47,14 @@ def _mean_and_gradient(loss, params, keys, batch, traced, microbatches):
 
 
 def make_train_step(
-  loss, optimizer, *, seed, ema_decay, ema_warmup, microbatches=1
+  loss,
+  optimizer,
+  *,
+  seed,
+  ema_decay,
+  ema_warmup,
+  microbatches=1,
+  devices=None,
 ):
   """Return the training step over all devices: loss, gradient, Adam, EMA.
 
@@ -59,6 +66,7 @@ def make_train_step(
     ema_warmup: see `state.ema_decay`.
     microbatches: gradient accumulation over equal parts of each device's rows;
       the step is the same.
+    devices: of all processes; None is all that there are here.
 
   Returns:
     pmapped (state, batch, traced) -> (state, metrics). Leaves of the batch have
@@ -95,6 +103,7 @@ def make_train_step(
     in_axes=(None, 0, None),
     out_axes=(None, None),
     donate_argnums=0,
+    devices=devices,
   )
 
 

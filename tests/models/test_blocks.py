@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgd import diffusion
 from cfgd.models import blocks
+from cfgd.runtime import target
 
 
 @pytest.mark.parametrize("offset", [0, 3, 1000])
@@ -26,6 +28,20 @@ def test_group_norm_is_the_definition(offset):
   np.testing.assert_allclose(out, desired, atol=5e-5 + 2e-6 * offset)
 
 
+@pytest.mark.parametrize("offset", [0, 3, 100, 1000])
+def test_group_norm_of_bfloat16_errs_by_less_than_its_pixels(offset):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(offset, 2, (2, 64, 64, 64)), jnp.bfloat16)
+  norm = blocks.GroupNorm("float32")
+  out, _ = jax.jit(norm.init_with_output)(jax.random.key(0), x)
+  groups = np.float64(x).reshape(2, 64 * 64, 32, 2)
+  mean = groups.mean(axis=(1, 3), keepdims=True)
+  deviation = np.sqrt(groups.var(axis=(1, 3), keepdims=True) + 1e-5)
+  desired = ((groups - mean) / deviation).reshape(x.shape)
+  rounding = 2**-9 * np.abs(np.float64(x)).max() / deviation.min()
+  assert np.abs(out - desired).max() < rounding / 2
+
+
 def test_resampling_is_nearest_and_mean():
   x = np.arange(16.0).reshape(1, 4, 4, 1)
   np.testing.assert_array_equal(
@@ -33,6 +49,42 @@ def test_resampling_is_nearest_and_mean():
   )
   up = blocks.upsample(x)[0, :, :, 0]
   np.testing.assert_array_equal(up, np.kron(x[0, :, :, 0], np.ones((2, 2))))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("name", ["upsample", "downsample"])
+def test_gradients_of_resampling(monkeypatch, platform, name):
+  monkeypatch.setattr(target, "platform", lambda: platform)
+  resample, rng = getattr(blocks, name), np.random.default_rng(0)
+  x = np.float32(rng.standard_normal((2, 4, 6, 3)))
+  out, pull_back = jax.vjp(resample, x)
+  g = np.float32(rng.standard_normal(out.shape))
+  move = np.float32(rng.standard_normal(x.shape))
+  # The map is linear: <g, R move> is <R' g, move>.
+  np.testing.assert_allclose(
+    np.vdot(g, resample(move)), np.vdot(pull_back(g)[0], move), rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize("height", [32, 5, 1])
+@pytest.mark.parametrize("rate", [0.1, 0.75])
+def test_dropout_keeps_the_mean_and_draws_each_pixel_apart(rate, height):
+  keys = diffusion.image_keys(0, np.arange(4))
+  x = jnp.ones((4, height, 32, 64))
+  out = np.asarray(blocks.dropout(x, keys, rate))
+  deviation = np.sqrt(rate * (1 - rate) / out.size)
+  assert abs((out == 0).mean() - rate) < 4 * deviation
+  np.testing.assert_allclose(out[out > 0], 1 / (1 - rate), rtol=1e-4)
+  halves = out[:, : height // 2], out[:, -(-height // 2) :]
+  both = ((halves[0] == 0) & (halves[1] == 0)).mean() if height > 1 else rate**2
+  assert abs(both - rate**2) < 0.01 + 4 * deviation
+  assert (out[0] != out[1]).any()
+
+
+def test_dropout_of_almost_everything_is_finite():
+  keys = diffusion.image_keys(0, np.arange(1))
+  out = blocks.dropout(jnp.ones((1, 8, 8, 32)), keys, 0.999999)
+  assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize(

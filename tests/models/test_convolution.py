@@ -9,6 +9,7 @@ import pytest
 
 from cfgd.models import blocks
 from cfgd.models import convolution
+from cfgd.runtime import target
 
 _HOW = {
   "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
@@ -64,7 +65,7 @@ def test_gradients_are_those_of_a_convolution(
 def test_the_kernel_is_convolved_for_elsewhere(
   monkeypatch, backend, convolutions
 ):
-  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(target, "platform", lambda: backend)
   network = blocks.conv(32, 3, "c", jnp.float32)
   x = jnp.ones((2, 8, 8, 32))
   variables = jax.eval_shape(network.init, jax.random.key(0), x)
@@ -74,3 +75,23 @@ def test_the_kernel_is_convolved_for_elsewhere(
 
   program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(variables, x)
   assert str(program).count("conv_general_dilated[") == convolutions
+
+
+def test_an_upsampled_convolution_is_one_after_upsampling():
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.standard_normal((2, 5, 7, 4)))
+  kernel = np.float32(rng.standard_normal((3, 3, 4, 6)))
+  cotangent = np.float32(rng.standard_normal((2, 10, 14, 6)))
+
+  def results(convolve, x):
+    call = functools.partial(convolve, **_HOW)
+    out, pull_back = jax.vjp(lambda *a: call(*a, (1, 1), "SAME"), x, kernel)
+    return out, *pull_back(cotangent)
+
+  out, of_x, of_kernel = results(convolution.of_upsampled, x)
+  doubled = x.repeat(2, axis=1).repeat(2, axis=2)
+  desired = results(jax.lax.conv_general_dilated, doubled)
+  np.testing.assert_allclose(out, desired[0], atol=2e-5)
+  np.testing.assert_allclose(of_kernel, desired[2], atol=1e-4)
+  summed = desired[1].reshape(2, 5, 2, 7, 2, 4).sum(axis=(2, 4))
+  np.testing.assert_allclose(of_x, summed, atol=1e-4)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cfgd.models import blocks
+from cfgd.runtime import target
 from tests.models import golden_weights
 from tests.models import networks
 
@@ -223,6 +224,17 @@ def test_gradients(case):
     (of_params, of_z), _, _ = case.run(call)
     assert _error(_nchw(of_z), case["grad_x_nchw"][call]) < tolerance, call
     _assert_parameter_gradients(case, call, of_params)
+
+
+@pytest.mark.parametrize("name", ["small", "small_neworder"])
+def test_what_is_compiled_for_accelerators(golden, name, monkeypatch):
+  """Their convolutions, resampling and layouts, computed here."""
+  monkeypatch.setattr(target, "platform", lambda: "tpu")
+  case = Case(dict(golden("adm_unet")), name, "small")
+  (of_params, of_z), out, _ = case.run(0)
+  assert _error(_nchw(out), case["out_nchw"][0]) < 1e-4
+  assert _error(_nchw(of_z), case["grad_x_nchw"][0]) < 2e-4
+  _assert_parameter_gradients(case, 0, of_params)
 
 
 # Shapes at full size, and parameter counts of the variants.

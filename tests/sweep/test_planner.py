@@ -1,5 +1,7 @@
 """The cost of a sweep against sums by hand."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from cfgd import build
 from cfgd import diffusion
 from cfgd import identity
+from cfgd.runtime import errors
 from cfgd.sweep import grid
 from cfgd.sweep import planner
 from configs import embedded
@@ -92,7 +95,7 @@ def test_the_sum_of_a_sweep(tmp_path):
   assert parts[1].name == "training the classifier"
   cfg = next(part for part in parts if part.name == "p_uncond=0.1, T=16")
   assert cfg.flop == pytest.approx(1000 * (16 + 6 * 32) * one)
-  lines = planner.table(parts, evaluations_per_second=3600 * 1000)
+  lines = planner.table(parts, planner.Rates(3600 * 1000, 3600 * 1000))
   assert len(lines) == len(parts) + 2
   hours = sum(part.flop for part in parts) / one / 3600 / 3600 / 1000
   assert lines[-1].split()[-1] == f"{hours:.1f}"
@@ -109,7 +112,7 @@ def test_a_second_run_costs_what_its_config_says(tmp_path):
   def lines():
     plan = grid.plan(config, tmp_path)
     (_, part) = planner.costs(config, plan)
-    return part.evaluations, planner.table([part], 0.0)[-1]
+    return part.evaluations, planner.table([part], planner.UNKNOWN)[-1]
 
   assert lines() == (32, planner._ASSUMPTION)
   weaker = embedded.get_config()
@@ -124,7 +127,9 @@ def test_a_second_run_costs_what_its_config_says(tmp_path):
 
 
 def test_a_plan_writes_nothing(tmp_path):
-  lines = planner.price(sweep_embedded_guidance.get_config(), tmp_path, 0.0)
+  lines = planner.price(
+    sweep_embedded_guidance.get_config(), tmp_path, planner.UNKNOWN
+  )
   assert "training the classifier" in lines[2]
   assert lines[-1].split()[:3] == ["in", "all", "33"]
   assert not list(tmp_path.iterdir())
@@ -132,11 +137,47 @@ def test_a_plan_writes_nothing(tmp_path):
 
 def test_seeds_are_paid_for():
   config = sweep_embedded_guidance.get_config()
-  alone = planner.price(config, "unused", 0.0)
+  alone = planner.price(config, "unused", planner.UNKNOWN)
   config.sweep.seeds = (0, 1, 2)
-  lines = planner.price(config, "unused", 0.0)
+  lines = planner.price(config, "unused", planner.UNKNOWN)
   assert len(lines) == len(alone)
   assert "p_uncond=0.1, 3 seeds" in lines[1]
   for one, three in zip(alone[1:], lines[1:], strict=True):
     flop = [float(line.replace(",", "").split()[-1]) for line in (one, three)]
     assert flop[1] == pytest.approx(3 * flop[0], rel=0.01)
+
+
+def test_hours_of_a_slice_are_the_compilers_estimate(monkeypatch, tmp_path):
+  config = embedded.get_config()
+  one = build.forward_flop(config)
+  path = tmp_path / "estimates.json"
+  rows = [
+    {"config": "embedded", "forward_flop": one, "chip": "v5p", "what": what}
+    | {"images_per_second_and_chip": rate}
+    for what, rate in (("train", 10.0), ("sample", 7.0))
+  ]
+  path.write_text(json.dumps(rows))
+  monkeypatch.setattr(planner, "_ESTIMATES", path)
+  # Three passes of a step, two of guidance; 16 chips.
+  rates = planner.rates(config, 0.0, "v5p:2x2x4")
+  assert rates == (16 * 3 * 10.0, 16 * 2 * 7.0)
+  parts = [
+    planner.Cost("training", 0, 3, 1000, 3 * 1000 * one),
+    planner.Cost("cell", 1, 32, 500, 32 * 500 * one),
+  ]
+  lines = planner.table(parts, planner.Rates(0.25, 0.5))
+  hours = [line.split()[-1] for line in lines[1:]]
+  assert hours == ["3.3", "8.9", "12.2"]
+
+
+@pytest.mark.parametrize(
+  ("topology", "message"),
+  [
+    ("v5p", "must be CHIP:SIDES"),
+    ("v5p:2xb", "must be CHIP:SIDES"),
+    ("v9:2x2", "no estimate for a network of"),
+  ],
+)
+def test_a_slice_without_an_estimate_is_refused(topology, message):
+  with pytest.raises(errors.UserError, match=message):
+    planner.rates(embedded.get_config(), 0.0, topology)
