@@ -47,8 +47,15 @@ test: lint
 
 test-all: test test-slow
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed $(VENV)/libtpu
 	$(PYTEST) -m slow tests
+
+# TPU's compiler, of the version that JAX wants, for the tests that name it.
+$(VENV)/libtpu: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $@ "$$($(BIN)/python -c 'from importlib import metadata; \
+	  print(next(one.split(";")[0] for one in metadata.requires("jax") \
+	  if one.startswith("libtpu")))')"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -20,7 +20,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CONTROL = {"while", "conditional", "call"}
 _NO_WORK = {
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
-  *("while", "conditional", "call", "copy-start", "after-all"),
+  *("while", "conditional", "call", "after-all"),
+  # What is fetched ahead counts where it is read.
+  *("copy-start", "copy-done"),
 }
 
 
@@ -54,7 +56,8 @@ class _Instruction(NamedTuple):
 def operations(text):
   """Return the Operation list of a compiled module's text.
 
-  A loop's body counts once, both branches of a conditional count.
+  A loop's body counts once; of a conditional's branches counts the one with the
+  most FLOP.
   """
   computations, entry = _computations(text)
   found = []
@@ -141,8 +144,23 @@ def _reached(computations, entry):
     reached.append(name)
     for each in computations[name]:
       if each.opcode in _CONTROL:
-        waiting += [c for c in _called(each) if c in computations]
+        called = [c for c in _called(each) if c in computations]
+        if each.opcode == "conditional":
+          called = [max(called, key=lambda c: _total_flop(c, computations))]
+        waiting += called
   return reached
+
+
+def _total_flop(name, computations):
+  """Return the FLOP of a computation and of all that it calls."""
+  known = {each.name: each for each in computations[name]}
+  total = 0
+  for each in computations[name]:
+    total += _flop(each, known, computations)
+    if each.opcode in _CONTROL:
+      called = (c for c in _called(each) if c in computations)
+      total += sum(_total_flop(c, computations) for c in called)
+  return total
 
 
 def _module(text):

@@ -350,17 +350,16 @@ class AttentionBlock(nn.Module):
     assert channels % self.num_heads == 0, (channels, self.num_heads)
     head = channels // self.num_heads
     h = GroupNorm(self.dtype, name="norm")(x)
-    qkv = dense(3 * channels, "qkv", self.dtype)(h)
-    qkv = xla.tokens_minor(qkv.reshape(batch, height * width, 3 * channels))
+    h = h.reshape(batch, height * width, channels)
+    qkv = xla.tokens_minor(dense(3 * channels, "qkv", self.dtype)(h))
     tokens = (batch, height * width, self.num_heads, head)
     if not self.new_order:
       qkv = qkv.reshape(*tokens[:-1], 3 * head)
     q, k, v = (part.reshape(tokens) for part in jnp.split(qkv, 3, axis=-1))
     h = _attend(q, k, v)  # [B, HW, heads, head]
-    h = h.reshape(batch, height, width, channels)
-    return xla.materialize(
-      x + dense(channels, "proj_out", self.dtype, zero=True)(h)
-    )
+    h = h.reshape(batch, height * width, channels)
+    h = dense(channels, "proj_out", self.dtype, zero=True)(h)
+    return xla.materialize(x + h.reshape(x.shape))
 
 
 class AttentionPool(nn.Module):
