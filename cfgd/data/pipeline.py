@@ -10,7 +10,6 @@ read ahead.
 import functools
 import sys
 
-import grain
 import jax
 import numpy as np
 
@@ -19,6 +18,13 @@ from cfgd.data import images
 from cfgd.runtime import distributed
 
 _CROPS = 1  # random stream of the crops, beside that of order and flips
+
+
+def _grain():
+  """Import Grain when needed: networks run where it is missing."""
+  import grain
+
+  return grain
 
 
 @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
@@ -81,7 +87,7 @@ def stream(source, *, seed, batch_size, flip, process_index, process_count):
       batch["image"] = images.flip(batch["image"], flips)
     return batch
 
-  return grain.MapDataset.range(sys.maxsize // batch_size).map(read)
+  return _grain().MapDataset.range(sys.maxsize // batch_size).map(read)
 
 
 def batches(source, *, first_step, num_threads, prefetch, **order):
@@ -100,7 +106,7 @@ def batches(source, *, first_step, num_threads, prefetch, **order):
     process_count=jax.process_count(),
     **order,
   )
-  options = grain.ReadOptions(
+  options = _grain().ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=prefetch
   )
   for batch in dataset[first_step:].to_iter_dataset(options):

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 
-from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
@@ -105,12 +104,19 @@ def _parse(record, shape=None):
   return image.reshape(shape), feature["label"].int64_list.value[0]
 
 
+def _library():
+  """Import ArrayRecord when needed: networks run where it is missing."""
+  from array_record.python import array_record_module
+
+  return array_record_module
+
+
 def write_shard(path, records):
   """Write byte strings as records; the file appears once it is complete."""
   temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
   # group_size:1 for random access; pixels hardly compress, and reading
   # uncompressed records is twice as fast.
-  writer = array_record_module.ArrayRecordWriter(
+  writer = _library().ArrayRecordWriter(
     os.fspath(temporary), "group_size:1,uncompressed"
   )
   try:
@@ -137,7 +143,7 @@ def count(path):
 
 def _reader(path):
   # The buffer is for sequential reading, which training never does.
-  return array_record_module.ArrayRecordReader(
+  return _library().ArrayRecordReader(
     os.fspath(path), "readahead_buffer_size:0"
   )
 
