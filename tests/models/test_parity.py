@@ -1,7 +1,6 @@
 """The networks against guided-diffusion's: see tests/golden/README.md."""
 
 import functools
-import json
 import math
 import re
 
@@ -13,107 +12,17 @@ import pytest
 
 from cfgd.models import blocks
 from cfgd.runtime import target
+from tests.models import golden_cases
 from tests.models import golden_weights
 from tests.models import networks
 
+_error, _nchw = golden_cases.error, golden_cases.nchw
 _STRIDE = 127  # activations are stored thinned out, and their norm
-
-
-class Case:
-  """The arrays of one network, the network, and its weights by the rule."""
-
-  def __init__(self, arrays, name, shared=None):
-    self.name = name
-    self._arrays = arrays
-    self._shared = shared or name
-    self.theirs = json.loads(str(self["config_json"]))
-    self.is_unet = "pool" not in self.theirs
-    self.network = networks.like(self.theirs)
-    shapes = networks.shapes_of(self.network, self.theirs["image_size"])
-    self.params, self.drawn = golden_weights.fill(shapes)
-
-  def __contains__(self, key):
-    return f"{self.name}/{key}" in self._arrays
-
-  def __getitem__(self, key):
-    name = self.name if key in self else self._shared
-    return self._arrays[f"{name}/{key}"]
-
-  def keys(self, prefix):
-    prefix = f"{self.name}/{prefix}"
-    return [k[len(prefix) :] for k in self._arrays if k.startswith(prefix)]
-
-  def inputs(self, call):
-    """Return what the network is called with."""
-    inputs = _nhwc(self["x_nchw"][call]), self["timesteps"][call]
-    if not self.is_unet:
-      return inputs
-    if "labels" in self:
-      return *inputs, self["labels"][call]
-    return *inputs, np.zeros(2, np.int32)
-
-  def targets(self, call):
-    """Return what the gradient's scalar is made with, besides the output."""
-    if self.is_unet:
-      return _nhwc(self["cotangent_nchw"])[call]
-    return self["labels"][call]
-
-  def _forward(self, params, z, rest):
-    return self.network.apply(
-      {"params": params},
-      *(z, *rest),
-      capture_intermediates=True,
-      mutable=["intermediates"],
-    )
-
-  def _scalar(self, params, z, rest, target):
-    result = self._forward(params, z, rest)
-    if self.is_unet:
-      return (result[0] * target).sum(), result
-    log_prob = jax.nn.log_softmax(result[0])
-    return log_prob[np.arange(len(target)), target].sum(), result
-
-  @functools.cached_property
-  def has_gradients(self):
-    return "param_grad_norm" in self
-
-  @functools.cached_property
-  def _compiled(self):
-    # Compilation is most of these tests' time: one program for all of them.
-    if self.has_gradients:
-      gradient = jax.grad(self._scalar, argnums=(0, 1), has_aux=True)
-      return networks.jit(gradient)
-    return networks.jit(lambda *inputs: (None, self._forward(*inputs)))
-
-  @functools.cache  # noqa: B019
-  def run(self, call):
-    """Return gradients, the output, and what each module returned."""
-    z, *rest = self.inputs(call)
-    inputs = self.params, z, rest
-    if self.has_gradients:
-      inputs = *inputs, self.targets(call)
-    gradients, (out, captured) = self._compiled(*inputs)
-    return gradients, out, captured["intermediates"]
-
-
-def _nhwc(x):
-  return np.moveaxis(x, -3, -1)
-
-
-def _nchw(x):
-  return np.moveaxis(np.asarray(x), -1, -3)
-
-
-def _error(actual, desired):
-  """Return the largest difference in root mean squares of `desired`."""
-  desired = np.float64(desired)
-  return np.abs(actual - desired).max() / np.sqrt(np.mean(desired**2))
 
 
 @functools.cache
 def _case(golden, kind, name):
-  shared = {"small_neworder": "small", "64like_uncond": "64like_learnsigma"}
-  return Case(dict(golden(f"adm_{kind}")), name, shared.get(name))
+  return golden_cases.Case(dict(golden(f"adm_{kind}")), name)
 
 
 @pytest.fixture
@@ -203,34 +112,23 @@ def test_time_embedding(case):
     assert _error(actual, case["time_embed_out"][call]) < 1e-4
 
 
-def _assert_parameter_gradients(case, call, gradients):
-  gradients = golden_weights.flatten(gradients)
-  norms, probes = case["param_grad_norm"], case["param_grad_probe"]
-  for i, name in enumerate(case["param_names"]):
-    gradient = np.float64(golden_weights.to_torch(*gradients[name]))
-    norm = np.linalg.norm(gradient)
-    if case["param_grad_is_zero"][i]:
-      assert norm < 1e-3, name
-      continue
-    np.testing.assert_allclose(norm, norms[call, i], rtol=1e-4, err_msg=name)
-    actual = np.sum(gradient * golden_weights.probe(name, gradient.shape))
-    assert abs(actual - probes[call, i]) < 3e-4 * norm, name
-
-
 @_cases("unet/small", "unet/small_neworder", "classifier/64like")
 def test_gradients(case):
   tolerance = 2e-4 if case.is_unet else 5e-4
   for call in range(len(case["timesteps"])):
     (of_params, of_z), _, _ = case.run(call)
     assert _error(_nchw(of_z), case["grad_x_nchw"][call]) < tolerance, call
-    _assert_parameter_gradients(case, call, of_params)
+    errors = case.parameter_errors(call, of_params)
+    assert errors["of_zero"] < 1e-3, call
+    assert errors["norm"] < 1e-4, call
+    assert errors["projection"] < 3e-4, call
 
 
 @pytest.mark.parametrize("name", ["small", "small_neworder"])
 def test_what_is_compiled_for_accelerators(golden, name, monkeypatch):
   """Their convolutions, resampling and layouts, computed here."""
   monkeypatch.setattr(target, "platform", lambda: "tpu")
-  case = Case(dict(golden("adm_unet")), name, "small")
+  case = golden_cases.Case(dict(golden("adm_unet")), name)
   (of_params, of_z), out, _ = case.run(0)
   assert _error(_nchw(out), case["out_nchw"][0]) < 1e-4
   assert _error(_nchw(of_z), case["grad_x_nchw"][0]) < 2e-4
