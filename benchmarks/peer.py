@@ -185,10 +185,13 @@ def main():
   seconds = {name: timing.seconds for name, timing in timings.items()}
   cpu = {name: timing.cpu_seconds for name, timing in timings.items()}
   report = machine.environment() | {
+    "program": "peer",
+    "config": machine.config_name(),
     "torch": torch.__version__,
     "torch_compiled": _COMPILE.value,
     "what": _WHAT.value,
     "batch_size": _BATCH.value,
+    "T": _STEPS.value if _WHAT.value == "sample" else None,
     "dtype": config.model.dtype,
     "seconds": {name: machine.spread(s) for name, s in seconds.items()},
     "ratio": _ratio(seconds),

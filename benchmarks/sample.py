@@ -76,6 +76,7 @@ def main():
   report = measure(
     _CONFIG.value, _BATCH.value, _STEPS.value, _REPEATS.value, _two_passes()
   )
+  report |= {"program": "sample", "config": machine.config_name()}
   print(
     f"{machine.config_name()}, {report['dtype']}, batch {_BATCH.value} on "
     f"{report['devices']} x {report['device']}, T={_STEPS.value}, "

@@ -95,6 +95,7 @@ def main():
   report = machine.environment() | measure(
     _CONFIG.value, _BATCH.value, _REPEATS.value
   )
+  report |= {"program": "train_step", "config": machine.config_name()}
   print(
     f"{machine.config_name()}, {report['dtype']}, batch {_BATCH.value} on "
     f"{report['devices']} x {report['device']}: "
