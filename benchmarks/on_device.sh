@@ -23,8 +23,8 @@
 # batch sizes; training and sampling at the first of each list of batches; the
 # same beside PyTorch; the other batches; batch sizes at full size; and in what
 # time is left the sweep over Fashion-MNIST. At the end a summary and
-# docs/performance.md's table are printed, also to tables.md. Exit code 1: a step
-# failed; 2: a mistake in the arguments.
+# docs/performance.md's table are printed, also to tables.md. Exit code 1 means
+# that a step failed, 2 a mistake in the arguments.
 #
 # Python needs jax, flax, optax, orbax-checkpoint, numpy, pillow, scipy and
 # opencv-python-headless, and for PEER torch. Beside these two small wheels are
@@ -116,9 +116,9 @@ check_python() {
 
 # Prints one line of a log that says why a program failed.
 last_words() {
-  local line
-  line="$(grep -aE '^(error|stopped|ERROR|FATAL|[A-Za-z_.]+(Error|Exception)):? ' \
-    "$1" | tail -n 1)" || line="$(grep -av '^\s*$' "$1" | tail -n 1)" || true
+  local line words='error|stopped|ERROR|FATAL|[A-Za-z_.]+(Error|Exception)'
+  line="$(grep -aE "^($words):? " "$1" | tail -n 1)" ||
+    line="$(grep -av '^\s*$' "$1" | tail -n 1)" || true
   printf '%s' "${line:0:160}"
 }
 
@@ -249,9 +249,9 @@ run_sweep() {
     return 0
   fi
   if [[ -n "$TINY" ]]; then config+=:fast plan=(--plan); else config+=:gpu; fi
-  if ! "$PYTHON" -c "import experiments.sweep, array_record, grain,
-tensorflow_datasets" > "$folder/sweep.imports" 2>&1; then
-    skip "sweep: $(last_words "$folder/sweep.imports")"
+  local needs="experiments.sweep, array_record, grain, tensorflow_datasets"
+  if ! "$PYTHON" -c "import $needs" > "$folder/sweep.imports.log" 2>&1; then
+    skip "sweep: $(last_words "$folder/sweep.imports.log")"
     return 0
   fi
   step sweep "$BUDGET" "$PYTHON" -m experiments.sweep \
@@ -270,7 +270,7 @@ all_steps() {
   compare_peers
   for batch in "${batches64[@]:1}"; do measure 64 "$batch"; done
   for batch in "${batches128[@]:1}"; do measure 128 "$batch"; done
-  compare_layouts imagenet64 480 --config=configs/imagenet64.py \
+  compare_layouts imagenet64 600 --config=configs/imagenet64.py \
     "${model[@]}" --most=255
   run_sweep
 }

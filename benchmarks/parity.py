@@ -204,7 +204,13 @@ def _check_attention(rows):
   for shape in shapes:
     tokens, heads, width = shape
     name = f"attention, {tokens} tokens, {heads} heads of {width}"
-    found = attention_errors(*shape)
+    try:
+      found = attention_errors(*shape)
+    except Exception as error:  # one kernel's fault must not hide the others
+      line = errors.first_line(error)
+      print(f"{name}: BROKEN, {type(error).__name__}: {line}", flush=True)
+      rows.append({"name": name, "broken": [line]})
+      continue
     for pair, parts in found.items():
       for what, each in parts.items():
         _report(rows, f"{name}, {pair}, {what}", each, _ATTENTION_LIMIT)
