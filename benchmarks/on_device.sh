@@ -116,8 +116,8 @@ check_python() {
 
 # Prints one line of a log that says why a program failed.
 last_words() {
-  local line words='error|stopped|ERROR|FATAL|[A-Za-z_.]+(Error|Exception)'
-  line="$(grep -aE "^($words):? " "$1" | tail -n 1)" ||
+  local line kinds='error|stopped|ERROR|FATAL|[A-Za-z_.]+(Error|Exception)'
+  line="$(grep -aE "^($kinds):? " "$1" | tail -n 1)" ||
     line="$(grep -av '^\s*$' "$1" | tail -n 1)" || true
   printf '%s' "${line:0:160}"
 }
