@@ -39,7 +39,9 @@ _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "Slice: v5p:2x2x1, v5e:4x4, v6e:2x2, h100:1x1x1 and so on."
 )
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Program.")
-_BATCH = flags.DEFINE_integer("batch", None, "Images, over all chips.")
+_BATCH = flags.DEFINE_integer(
+  "batch", None, "Images, over all chips.", lower_bound=1
+)
 _HLO = flags.DEFINE_string("hlo", None, "File for the compiled program's text.")
 flags.mark_flags_as_required(["topology", "batch"])
 

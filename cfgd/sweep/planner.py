@@ -92,8 +92,9 @@ def rates(config, evaluations_per_second, topology):
     there = sorted({f"{row['config']} on {row['chip']}" for row in known})
     raise errors.UserError(
       f"--topology={topology}: no estimate for a network of {one / 1e9:.1f} "
-      f"GFLOP there, but for {', '.join(there)}; measure by benchmarks.sample, "
-      "or compile by benchmarks.compile_for, and give --evaluations_per_second"
+      f"GFLOP there; estimated: {', '.join(there) or 'none yet'}. Measure by "
+      "benchmarks.sample, or compile by benchmarks.compile_for, and give "
+      "--evaluations_per_second"
     )
   count = math.prod(int(side) for side in shape.split("x"))
   return Rates(count * passes["train"], count * passes["sample"])
