@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from cfgd.runtime import errors
@@ -78,7 +79,21 @@ def devices(topology):
       f"--topology={topology}: {errors.first_line(error)}; is it a real slice, "
       f"and is the compiler installed (pip install -e '.[{extra}]')?"
     ) from error
+  if chip.platform == "gpu":
+    _answer_for(found.devices[0].compute_capability)
   return found.devices
+
+
+def _answer_for(capability):
+  """Have JAX's attention ask this capability, not the GPU that is not there."""
+
+  def reaches(least):
+    had, needed = (
+      tuple(int(n) for n in c.split(".")) for c in (capability, least)
+    )
+    return had >= needed
+
+  fused_attention_stablehlo.check_compute_capability = reaches
 
 
 def _hide_accelerators():

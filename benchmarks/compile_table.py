@@ -41,7 +41,11 @@ _BATCHES = {
   ("imagenet128", "train"): {"v5e": 4, "v5p": 8, "v6e": 8, "h100": 32},
   ("imagenet128", "sample"): {"v5e": 16, "v5p": 16, "v6e": 16, "h100": 64},
 }
-_MEMORY_SAVERS = {"remat": ("--config.model.remat=True",)}
+# Options that save memory, and how many times the images they are tried with.
+_MEMORY_SAVERS = {
+  "remat": (1, ("--config.model.remat=True",)),
+  "microbatches": (4, ("--config.train.microbatches=4",)),
+}
 
 
 class Case(NamedTuple):
@@ -63,13 +67,14 @@ class Case(NamedTuple):
 
 def cases(chosen):
   """Yield the Case list, the ones that say most first."""
-  for extra, options in [("", ()), *_MEMORY_SAVERS.items()]:
+  savers = {"": (1, ())} | _MEMORY_SAVERS
+  for extra, (times, options) in savers.items():
     for factor in (1, 2):  # two sizes: the memory of any other follows
       for (config, what), batches in _BATCHES.items():
         for chip in chosen:
           if what == "sample" and (extra or factor > 1):
             continue
-          size = batches[chip] * factor
+          size = batches[chip] * factor * times
           yield Case(config, what, _TOPOLOGIES[chip], size, extra, options)
 
 

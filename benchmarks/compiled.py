@@ -44,7 +44,9 @@ def _chip(report):
 
 def _name(report):
   model = _MODELS.get(report["config"], report["config"])
-  return f"{model}{', remat' if report['remat'] else ''}"
+  remat = ", remat" if report["remat"] else ""
+  count = report["microbatches"]
+  return f"{model}{remat}{f', {count} microbatches' if count > 1 else ''}"
 
 
 def _row(*cells):
@@ -149,5 +151,10 @@ def _runs(found):
     }[what]
     hours = images / report["images_per_second_and_chip"] / 3600
     yield _row(
-      f"{_MODELS[config]}, {text}", chip, f"{hours:,.0f}", f"{hours / 64:,.1f}"
+      f"{_MODELS[config]}, {text}", chip, _digits(hours), _digits(hours / 64)
     )
+
+
+def _digits(number):
+  """Return a number with two significant digits at least."""
+  return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
