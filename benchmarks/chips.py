@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 import jax
@@ -42,8 +43,8 @@ CHIPS = {
 def parse(topology):
   """Return (Chip, shape) of a slice's name, such as v5p:2x2x1 or h100:1x1x4."""
   name, _, shape = topology.partition(":")
-  sides = shape.split("x")
-  if name not in CHIPS or not all(side.isdigit() for side in sides):
+  sides = re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape)
+  if name not in CHIPS or not sides:
     raise errors.UserError(
       f"--topology={topology}: must be CHIP:SIDES with a chip of "
       f"{', '.join(CHIPS)}, such as v5p:2x2x1, v5e:4x4 or h100:1x1x1"

@@ -30,6 +30,7 @@ def rates(found):
     {
       "config": config,
       "forward_flop": report["forward_flop"],
+      "dtype": report["dtype"],
       "chip": chip,
       "what": what,
       "images_per_second_and_chip": report["images_per_second_and_chip"],

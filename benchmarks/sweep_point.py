@@ -24,6 +24,7 @@ from benchmarks import machine
 from benchmarks import programs
 from cfgd import build
 from cfgd.metrics import evaluate
+from cfgd.paper import report as paper_report
 from cfgd.runtime import errors
 from cfgd.sampling import generate
 from cfgd.sweep import grid
@@ -88,7 +89,7 @@ def points(config, workdir, ws, num_steps):
     times.append(time.perf_counter())
     seconds[:2] += np.diff(times)
   start = time.perf_counter()
-  runner.sweep(one_axis(config, ws, num_steps), workdir)
+  _sweep(one_axis(config, ws, num_steps), workdir)
   seconds[2] = time.perf_counter() - start
   names = ("generate_and_store", "evaluate", "cell_and_report")
   return dict(zip(names, (seconds / len(ws)).tolist(), strict=True))
@@ -126,7 +127,7 @@ def compare(config, workdir, num_steps, num_points, repeats):
   call, facts = bare(config, num_steps)
   machine.timed(call, 1)
   # Trains, compiles and reads the data.
-  runner.sweep(one_axis(config, [0.29], num_steps), workdir)
+  _sweep(one_axis(config, [0.29], num_steps), workdir)
   rounds = []
   for number in range(repeats):
     alone = sum(machine.timed(call, num_points)) / num_points
@@ -144,6 +145,10 @@ def compare(config, workdir, num_steps, num_points, repeats):
   }
 
 
+def _sweep(config, workdir):
+  runner.sweep(config, workdir, paper_report.writer(config))
+
+
 def _overhead(rounds, parts):
   """Return by how many percent parts of a point exceed its evaluations."""
   ratios = [
@@ -159,10 +164,10 @@ def count_compilations(config, workdir, num_steps):
   A point at another T runs first and compiles the other pmapped functions,
   training and the feature network, so that only the sampler is left.
   """
-  runner.sweep(one_axis(config, [0.0], num_steps + 1), workdir)
+  _sweep(one_axis(config, [0.0], num_steps + 1), workdir)
   config = one_axis(config, [i / 10 for i in range(41)], num_steps)
   with Compilations() as compilations:
-    runner.sweep(config, workdir)
+    _sweep(config, workdir)
   every = compilations.seconds
   return {
     "w_values": 41,

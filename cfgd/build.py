@@ -112,9 +112,11 @@ def flop(lowered):
 
 
 def forward_flop(config):
-  """Return the FLOP of one image's forward pass."""
+  """Return the FLOP of one image's forward pass, the same on all devices."""
   apply = jax.jit(network(config).apply)
-  return flop(apply.lower({"params": param_shapes(config)}, *_inputs(config)))
+  with target.as_written():
+    lowered = apply.lower({"params": param_shapes(config)}, *_inputs(config))
+  return flop(lowered)
 
 
 def data_spec(config, *, training=False):

@@ -121,7 +121,10 @@ class GroupNorm(nn.Module):
     assert channels % _NUM_GROUPS == 0, (channels, _NUM_GROUPS)
     weight = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
-    mean, variance = self._moments(x)
+    low = x.dtype == jnp.bfloat16
+    # Once: the gradients of its two uses cancel, and are added before rounding.
+    x = x.astype(jnp.float32)
+    mean, variance = self._moments(x, low)
     # One multiply and one add per pixel, which XLA fuses with the SiLU that
     # follows; separate normalise, affine and FiLM passes would cost memory.
     a = jax.lax.rsqrt(variance + _EPSILON) * weight  # [B, C]
@@ -129,11 +132,15 @@ class GroupNorm(nn.Module):
     if film_scale is not None:
       a, b = a * (1.0 + film_scale), b * (1.0 + film_scale) + film_shift
     a, b = xla.materialize((a, b))  # once, not for each pixel
-    x = x.astype(jnp.float32)
     return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
 
-  def _moments(self, x):
-    """Return the mean and variance of each channel's group, [B, C] each."""
+  def _moments(self, x, low):
+    """Return the mean and variance of each channel's group, [B, C] each.
+
+    Args:
+      x: [B, H, W, C] in float32.
+      low: whether x was bfloat16.
+    """
     batch, channels = x.shape[0], x.shape[-1]
     grouped = (batch, _NUM_GROUPS, channels // _NUM_GROUPS)
     # One pass over memory: mean and mean square together, relative to one
@@ -141,10 +148,10 @@ class GroupNorm(nn.Module):
     # far from zero. Pixels in bfloat16 are themselves rounded by more than what
     # cancels in float32, and without an origin the sums are made where the
     # convolution before has x at hand.
-    origin = jax.lax.stop_gradient(x[:, :1, :1]).astype(jnp.float32)
-    if x.dtype == jnp.bfloat16:
+    origin = jax.lax.stop_gradient(x[:, :1, :1])
+    if low:
       origin = jnp.zeros_like(origin)
-    offset = x.astype(jnp.float32) - origin
+    offset = x - origin
     offset_mean, offset_square = xla.materialize(
       (offset.mean(axis=(1, 2)), jnp.square(offset).mean(axis=(1, 2)))
     )  # [B, C] each
@@ -174,7 +181,7 @@ def dropout(x, keys, rate):
   def kept(key):
     # Two random integers below 65536 from each 32-bit word.
     height, *others = x.shape[1:]
-    words = jax.random.bits(key, (-(-height // 2), *others))
+    words = jax.random.bits(key, (-(-height // 2), *others), jnp.uint32)
     halves = words & 0xFFFF, words >> 16
     return jnp.concatenate([half >= dropped for half in halves])[:height]
 

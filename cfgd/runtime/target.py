@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+from typing import NamedTuple
 
 import jax
 
@@ -20,6 +21,15 @@ def compiling_for(devices):
     yield
   finally:
     _chosen.reset(token)
+
+
+def as_written():
+  """Trace a network as its definition reads, without an accelerator's forms."""
+  return compiling_for([_Plain()])
+
+
+class _Plain(NamedTuple):
+  platform: str = "cpu"
 
 
 def chosen():

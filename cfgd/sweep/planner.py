@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -73,10 +74,15 @@ def rates(config, evaluations_per_second, topology):
   Raises:
     errors.UserError: there is no estimate for this network and chip.
   """
+  if topology and evaluations_per_second:
+    raise errors.UserError(
+      f"--topology={topology}, --evaluations_per_second="
+      f"{evaluations_per_second:g}: give one of them"
+    )
   if not topology:
     return Rates(*[evaluations_per_second or math.inf] * 2)
   chip, _, shape = topology.partition(":")
-  if not all(side.isdigit() for side in shape.split("x")):
+  if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
     raise errors.UserError(
       f"--topology={topology}: must be CHIP:SIDES, such as v5p:4x4x4"
     )
@@ -85,14 +91,17 @@ def rates(config, evaluations_per_second, topology):
   passes = {
     row["what"]: _PASSES[row["what"]] * row["images_per_second_and_chip"]
     for row in known
-    if row["chip"] == chip
+    if (row["chip"], row["dtype"]) == (chip, config.model.dtype)
     and math.isclose(row["forward_flop"], one, rel_tol=0.01)
   }
   if set(passes) != set(_PASSES):
-    there = sorted({f"{row['config']} on {row['chip']}" for row in known})
+    there = sorted(
+      {f"{r['config']} in {r['dtype']} on {r['chip']}" for r in known}
+    )
     raise errors.UserError(
       f"--topology={topology}: no estimate for a network of {one / 1e9:.1f} "
-      f"GFLOP there; estimated: {', '.join(there) or 'none yet'}. Measure by "
+      f"GFLOP in {config.model.dtype} there; estimated: "
+      f"{', '.join(there) or 'none yet'}. Measure by "
       "benchmarks.sample, or compile by benchmarks.compile_for, and give "
       "--evaluations_per_second"
     )

@@ -135,6 +135,7 @@ def made(per_chip, gib, seconds=None, **changes):
     "remat": False,
     "microbatches": 1,
     "forward_flop": 211e9,
+    "dtype": "bfloat16",
     "peak_bytes": gib * 2**30,
     "share_of_memory": gib / 95,
     "fits": gib <= 95,

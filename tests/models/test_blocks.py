@@ -42,6 +42,37 @@ def test_group_norm_of_bfloat16_errs_by_less_than_its_pixels(offset):
   assert np.abs(out - desired).max() < rounding / 2
 
 
+def test_a_norms_gradient_has_no_mean_of_its_cotangent():
+  """What its two uses of x pass back cancels before bfloat16 rounds it."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.standard_normal((2, 16, 16, 64)), jnp.bfloat16)
+  varying = rng.standard_normal(x.shape)
+  norm = blocks.GroupNorm("bfloat16")
+  variables = norm.init(jax.random.key(0), x)
+
+  @jax.jit
+  def gradient(g):
+    _, pull_back = jax.vjp(lambda x: norm.apply(variables, x), x)
+    return pull_back(jnp.asarray(g, jnp.bfloat16))[0]
+
+  def error(mean):
+    g = np.float64(jnp.asarray(varying + mean, jnp.bfloat16))
+    groups = np.float64(x).reshape(2, 256, 32, 2)
+    g = g.reshape(groups.shape)
+    moments = {"axis": (1, 3), "keepdims": True}
+    deviation = np.sqrt(groups.var(**moments) + 1e-5)
+    normal = (groups - groups.mean(**moments)) / deviation
+    part = (g * normal).mean(**moments)
+    desired = (g - g.mean(**moments) - normal * part) / deviation
+    difference = np.float64(gradient(g.reshape(x.shape))) - desired.reshape(
+      x.shape
+    )
+    return np.linalg.norm(difference) / np.linalg.norm(desired)
+
+  assert error(0.0) < 0.003
+  assert error(8.0) < 0.003
+
+
 def test_resampling_is_nearest_and_mean():
   x = np.arange(16.0).reshape(1, 4, 4, 1)
   np.testing.assert_array_equal(
@@ -79,6 +110,14 @@ def test_dropout_keeps_the_mean_and_draws_each_pixel_apart(rate, height):
   both = ((halves[0] == 0) & (halves[1] == 0)).mean() if height > 1 else rate**2
   assert abs(both - rate**2) < 0.01 + 4 * deviation
   assert (out[0] != out[1]).any()
+
+
+def test_dropout_in_64_bits_has_the_same_mask():
+  keys = diffusion.image_keys(0, np.arange(2))
+  x = jnp.ones((2, 8, 8, 32))
+  desired = np.asarray(blocks.dropout(x, keys, 0.5))
+  with jax.enable_x64(True):
+    np.testing.assert_array_equal(blocks.dropout(x, keys, 0.5), desired)
 
 
 def test_dropout_of_almost_everything_is_finite():

@@ -1,6 +1,7 @@
 """The cost of a sweep against sums by hand."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from cfgd import build
 from cfgd import diffusion
 from cfgd import identity
 from cfgd.runtime import errors
+from cfgd.runtime import target
 from cfgd.sweep import grid
 from cfgd.sweep import planner
 from configs import embedded
@@ -152,8 +154,8 @@ def test_hours_of_a_slice_are_the_compilers_estimate(monkeypatch, tmp_path):
   one = build.forward_flop(config)
   path = tmp_path / "estimates.json"
   rows = [
-    {"config": "embedded", "forward_flop": one, "chip": "v5p", "what": what}
-    | {"images_per_second_and_chip": rate}
+    {"config": "embedded", "forward_flop": one, "dtype": "float32"}
+    | {"chip": "v5p", "what": what, "images_per_second_and_chip": rate}
     for what, rate in (("train", 10.0), ("sample", 7.0))
   ]
   path.write_text(json.dumps(rows))
@@ -161,6 +163,14 @@ def test_hours_of_a_slice_are_the_compilers_estimate(monkeypatch, tmp_path):
   # Three passes of a step, two of guidance; 16 chips.
   rates = planner.rates(config, 0.0, "v5p:2x2x4")
   assert rates == (16 * 3 * 10.0, 16 * 2 * 7.0)
+  # On a TPU's host, too, where upsampling needs fewer FLOP.
+  tpu = types.SimpleNamespace(platform="tpu")
+  monkeypatch.setattr(jax, "devices", lambda *_: [tpu])
+  assert target.platform() == "tpu"
+  assert planner.rates(config, 0.0, "v5p:2x2x4") == rates
+  config.model.dtype = "bfloat16"
+  with pytest.raises(errors.UserError, match="GFLOP in bfloat16 there"):
+    planner.rates(config, 0.0, "v5p:2x2x4")
   parts = [
     planner.Cost("training", 0, 3, 1000, 3 * 1000 * one),
     planner.Cost("cell", 1, 32, 500, 32 * 500 * one),
@@ -170,11 +180,18 @@ def test_hours_of_a_slice_are_the_compilers_estimate(monkeypatch, tmp_path):
   assert hours == ["3.3", "8.9", "12.2"]
 
 
+def test_a_rate_and_a_slice_exclude_each_other():
+  with pytest.raises(errors.UserError, match="give one of them"):
+    planner.rates(embedded.get_config(), 100.0, "v5p:2x2")
+
+
 @pytest.mark.parametrize(
   ("topology", "message"),
   [
     ("v5p", "must be CHIP:SIDES"),
     ("v5p:2xb", "must be CHIP:SIDES"),
+    ("v5p:2x²", "must be CHIP:SIDES"),
+    ("v5p:0x2", "must be CHIP:SIDES"),
     ("v9:2x2", "no estimate for a network of"),
   ],
 )
