@@ -143,20 +143,11 @@ class GroupNorm(nn.Module):
     """
     batch, channels = x.shape[0], x.shape[-1]
     grouped = (batch, _NUM_GROUPS, channels // _NUM_GROUPS)
-    # One pass over memory: mean and mean square together, relative to one
-    # pixel, so that E[x^2] - E[x]^2 does not cancel where a channel's mean is
-    # far from zero. Pixels in bfloat16 are themselves rounded by more than what
-    # cancels in float32, and without an origin the sums are made where the
-    # convolution before has x at hand.
-    origin = jax.lax.stop_gradient(x[:, :1, :1])
-    if low:
-      origin = jnp.zeros_like(origin)
-    offset = x - origin
-    offset_mean, offset_square = xla.materialize(
-      (offset.mean(axis=(1, 2)), jnp.square(offset).mean(axis=(1, 2)))
-    )  # [B, C] each
-    inside = offset_square - jnp.square(offset_mean)
-    channel_mean = (offset_mean + origin[:, 0, 0]).reshape(grouped)
+    # Each way reads x once and keeps E[x^2] - E[x]^2 from cancelling where a
+    # channel's mean is far from zero.
+    moments = _moments_of_few_digits if low else _moments_about_a_pixel
+    channel_mean, inside = moments(x)
+    channel_mean = channel_mean.reshape(grouped)
     mean = channel_mean.mean(axis=-1, keepdims=True)  # [B, G, 1]
     # Variance within the channels plus variance between them.
     between = jnp.square(channel_mean - mean)
@@ -166,6 +157,41 @@ class GroupNorm(nn.Module):
       jnp.broadcast_to(moment, grouped).reshape(batch, channels)
       for moment in (mean, variance)
     )
+
+
+def _moments_about_a_pixel(x):
+  """Return mean and variance of each channel, [B, C], of float32 pixels."""
+  origin = jax.lax.stop_gradient(x[:, :1, :1])
+  offset = x - origin
+  mean, square = xla.materialize(
+    (offset.mean(axis=(1, 2)), jnp.square(offset).mean(axis=(1, 2)))
+  )
+  return mean + origin[:, 0, 0], square - jnp.square(mean)
+
+
+def _moments_of_few_digits(x):
+  """Return mean and variance of each channel, [B, C], of bfloat16 pixels.
+
+  Numbers of eight binary digits add up exactly in float32, so the squares are
+  added in two such parts, and nothing is lost where E[x]^2 is subtracted. That
+  needs no origin: to subtract one, TPU's compiler would write x in float32
+  first, while these sums are part of the convolution that makes x.
+  """
+  pixels = x.shape[1] * x.shape[2]
+  square = jnp.square(x)
+  fine = jax.lax.stop_gradient(square - _eight_digits(square))
+  total, coarse, fine = xla.materialize(
+    tuple(part.sum(axis=(1, 2)) for part in (x, square - fine, fine))
+  )
+  near = jax.lax.stop_gradient(_eight_digits(total / pixels))
+  rest = (total - pixels * near) / pixels  # mean - near
+  variance = ((coarse - pixels * jnp.square(near)) + fine) / pixels
+  return near + rest, variance - rest * (2 * near + rest)
+
+
+def _eight_digits(x):
+  """Round float32 as bfloat16 would, which no compiler takes away."""
+  return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def dropout(x, keys, rate):
@@ -302,22 +328,23 @@ def _attend_forward(q, k, v):
   q = q * q.shape[-1] ** -0.5
   logits = _matmul(q, k.swapaxes(2, 3))
   weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-  total = weights.sum(axis=-1, keepdims=True)  # [B, heads, tokens, 1]
   weights = weights.astype(v.dtype)
-  out = (_matmul(weights, v) / total).astype(v.dtype)
-  return out.swapaxes(1, 2), (q, k, v, weights, total, out)
+  # Of the rounded weights, so that they are a mean of v to the last digit.
+  total = weights.astype(jnp.float32).sum(axis=-1, keepdims=True)
+  out = _matmul(weights, v) / total  # [B, heads, tokens, width]
+  return out.astype(v.dtype).swapaxes(1, 2), (q, k, v, weights, total, out)
 
 
 def _attend_backward(residuals, g):
   """Return the gradients of q, k and v.
 
   With p = weights / total, the logits' gradient is p (dp - sum of p dp over the
-  keys), and that sum is g times the output.
+  keys), and that sum is g times the output: with g rounded as in dp, since what
+  all values have in common must cancel.
   """
   q, k, v, weights, total, out = residuals
-  g = g.swapaxes(1, 2).astype(jnp.float32) / total
-  mean = (g * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-  g = g.astype(v.dtype)
+  g = (g.swapaxes(1, 2).astype(jnp.float32) / total).astype(v.dtype)
+  mean = (g.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
   from_weights = _matmul(g, v.swapaxes(2, 3)) - mean
   from_logits = (weights.astype(jnp.float32) * from_weights).astype(v.dtype)
   dq = _matmul(from_logits, k) * q.shape[-1] ** -0.5

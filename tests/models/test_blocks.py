@@ -28,18 +28,37 @@ def test_group_norm_is_the_definition(offset):
   np.testing.assert_allclose(out, desired, atol=5e-5 + 2e-6 * offset)
 
 
-@pytest.mark.parametrize("offset", [0, 3, 100, 1000])
-def test_group_norm_of_bfloat16_errs_by_less_than_its_pixels(offset):
+def pixels(kind, side):
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(offset, 2, (2, 64, 64, 64)), jnp.bfloat16)
+  shape = 2, side, side, 64
+  if kind == "almost constant":
+    x = np.where(rng.random(shape) < 1e-3, 16.125, 16.0)
+  elif kind == "one pixel apart":
+    x = np.full(shape, 256.0)
+    x[:, 3, 5] = 258.0
+  else:
+    x = rng.normal(float(kind), 1, shape)
+  return jnp.asarray(x, jnp.bfloat16)
+
+
+# Also where bfloat16 hardly tells one pixel from the next.
+@pytest.mark.parametrize("side", [64, 14])
+@pytest.mark.parametrize(
+  "kind", ["0", "3", "100", "1000", "almost constant", "one pixel apart"]
+)
+def test_group_norm_of_bfloat16_is_the_definition(kind, side):
+  x = pixels(kind, side)
   norm = blocks.GroupNorm("float32")
   out, _ = jax.jit(norm.init_with_output)(jax.random.key(0), x)
-  groups = np.float64(x).reshape(2, 64 * 64, 32, 2)
+  groups = np.float64(x).reshape(2, side * side, 32, 2)
   mean = groups.mean(axis=(1, 3), keepdims=True)
   deviation = np.sqrt(groups.var(axis=(1, 3), keepdims=True) + 1e-5)
   desired = ((groups - mean) / deviation).reshape(x.shape)
-  rounding = 2**-9 * np.abs(np.float64(x)).max() / deviation.min()
-  assert np.abs(out - desired).max() < rounding / 2
+  # x * a + b in float32, and the variance to a few parts in 1e5.
+  size = np.abs(desired).max() + (np.abs(mean) / deviation).max()
+  np.testing.assert_allclose(
+    out, desired, atol=3e-5 * np.abs(desired).max() + 2**-23 * size
+  )
 
 
 def test_a_norms_gradient_has_no_mean_of_its_cotangent():
@@ -211,6 +230,24 @@ def test_attention_is_the_definition(size, tolerance):
   for one, other in zip(actual, desired, strict=True):
     assert one.dtype == jnp.float32
     assert np.linalg.norm(one - other) < tolerance * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("mean", [0, 30, 1000])
+def test_attention_in_bfloat16_cancels_what_values_have_in_common(mean):
+  rng = np.random.default_rng(0)
+  q, k, v, g = rng.standard_normal((4, 2, 64, 2, 16))
+  arrays = [jnp.asarray(array, jnp.bfloat16) for array in (q, k, v + mean, g)]
+
+  def gradients(attend, dtype):
+    *inputs, g = (jnp.asarray(array, dtype) for array in arrays)
+    out, pull_back = jax.vjp(attend, *inputs)
+    return [np.float64(array) for array in (out, *pull_back(g))]
+
+  with jax.enable_x64(True):
+    desired = gradients(definition, "float64")
+  actual = gradients(blocks._attend_by_xla, "bfloat16")
+  for one, other in zip(actual, desired, strict=True):
+    assert np.linalg.norm(one - other) < 2**-8 * np.linalg.norm(other)
 
 
 def test_attention_bears_large_logits():
