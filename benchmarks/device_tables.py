@@ -43,8 +43,12 @@ def read(folder):
       report = json.loads(path.read_text())
     except ValueError as error:
       raise errors.UserError(f"{path}: {error}") from error
-    if not isinstance(report, dict) or "program" not in report:
-      raise errors.UserError(f"{path}: not a report of a benchmark")
+    try:
+      table([report])  # each alone, so that the message names the file
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise errors.UserError(
+        f"{path}: not a report of a benchmark, {type(error).__name__}: {error}"
+      ) from error
     reports.append(report)
   return reports
 

@@ -11,6 +11,7 @@ from the first batch size, of 255, and the share of numbers that differ; above
 --most the exit code is 1.
 """
 
+import re
 import time
 
 from absl import flags
@@ -66,7 +67,7 @@ def compare(images, reference):
 
 def _batches():
   if not _BATCHES.value or not all(
-    text.isdigit() and int(text) for text in _BATCHES.value
+    re.fullmatch("[1-9][0-9]*", text) for text in _BATCHES.value
   ):
     raise errors.UserError(
       f"--batches={','.join(_BATCHES.value)}: must be numbers, such as 8,64"

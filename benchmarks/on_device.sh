@@ -66,8 +66,10 @@ check_arguments() {
     die "DATA=$DATA: must be idx:DIR, a folder of Fashion-MNIST's files"
   local list
   for list in "BATCHES64=$BATCHES64" "BATCHES128=$BATCHES128"; do
-    [[ "${list#*=}" =~ ^([0-9]+(,[0-9]+)*)?$ ]] ||
+    [[ "${list#*=}" =~ ^([1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*)?$ ]] ||
       die "$list: must be numbers, such as 64,128"
+    [[ -z "$(tr , '\n' <<< "${list#*=}" | sort | uniq -d)" ]] ||
+      die "$list: one number is there twice"
   done
   command -v "$PYTHON" > /dev/null || die "PYTHON=$PYTHON: no such program"
   command -v flock timeout > /dev/null || die "needs Linux's flock and timeout"

@@ -28,7 +28,7 @@ from configs import imagenet128
 from experiments import launcher
 from tests.models import golden_cases
 
-_BATCH = flags.DEFINE_integer("batch", 8, "Images of the attention.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Images of the attention.", 1)
 _GOLDEN = pathlib.Path(launcher.ROOT) / "tests" / "golden" / "adm_unet.npz"
 _NETWORKS = ("small", "small_neworder")  # those whose gradients are stored
 # float32: those of tests/models/test_parity.py. bfloat16 has 8 bits, so that a

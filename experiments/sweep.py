@@ -14,6 +14,7 @@ a DIR, each with all cells or its own, --shard=3/16. With --part=trainings
 from absl import flags
 
 from cfgd.paper import report
+from cfgd.runtime import errors
 from cfgd.sweep import planner
 from cfgd.sweep import runner
 from experiments import launcher
@@ -26,10 +27,7 @@ _PART = flags.DEFINE_enum("part", "all", _PARTS, "What to do of the sweep.")
 _PLAN = flags.DEFINE_boolean("plan", False, "Print the cost.")
 _LIST = flags.DEFINE_boolean("list_trainings", False, "Print all folders.")
 _RATE = flags.DEFINE_float(
-  "evaluations_per_second",
-  0.0,
-  "Forward passes of the model, of one image each, that the hardware makes.",
-  lower_bound=0.0,
+  "evaluations_per_second", 0.0, "Measured forward passes of one image.", 0.0
 )
 _SLICE = flags.DEFINE_string("topology", "", "Slice whose hours are estimated.")
 flags.mark_flag_as_required("workdir")
@@ -44,6 +42,8 @@ def main():
     rates = planner.rates(config, _RATE.value, _SLICE.value)
     print("\n".join(planner.price(config, workdir, rates)))
     print(planner.jobs(config, workdir))
+  elif _RATE.value or _SLICE.value:
+    raise errors.UserError("a rate or --topology is for --plan: add that flag")
   elif _LIST.value:
     print("\n".join(planner.run_dirs(config, workdir)))
   elif _PART.value == "trainings":

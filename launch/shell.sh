@@ -42,6 +42,7 @@ require() {
 require_number() {
   [[ "$2" =~ ^(0|[1-9][0-9]*)$ ]] ||
     die "$1=$2: must be a whole number, without zeros in front"
+  ((${#2} < 10)) || die "$1=$2: is too large"
   (($2 >= ${3:-0})) || die "$1=$2: must be at least ${3:-0}"
 }
 

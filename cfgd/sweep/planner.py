@@ -19,6 +19,8 @@ from cfgd.sweep import grid
 _PASSES = {"train": 3, "sample": 2}
 # Written by benchmarks.compile_table.
 _ESTIMATES = pathlib.Path(__file__).with_name("estimates.json")
+# Chips of a slice, https://docs.cloud.google.com/tpu/docs.
+_LARGEST = {"v5e": 256, "v5p": 6144, "v6e": 256}
 _ASSUMED = " *"
 _ASSUMPTION = (
   "* No run in sampling.guide_dir yet: assumed as dear as the model."
@@ -86,6 +88,13 @@ def rates(config, evaluations_per_second, topology):
     raise errors.UserError(
       f"--topology={topology}: must be CHIP:SIDES, such as v5p:4x4x4"
     )
+  count = math.prod(int(side) for side in shape.split("x"))
+  most = _LARGEST.get(chip, count)
+  if count > most:
+    raise errors.UserError(
+      f"--topology={topology}: has {count:,} chips; the largest slice of "
+      f"{chip} has {most:,}"
+    )
   known = json.loads(_ESTIMATES.read_text())
   one = build.forward_flop(config)
   passes = {
@@ -105,7 +114,6 @@ def rates(config, evaluations_per_second, topology):
       "benchmarks.sample, or compile by benchmarks.compile_for, and give "
       "--evaluations_per_second"
     )
-  count = math.prod(int(side) for side in shape.split("x"))
   return Rates(count * passes["train"], count * passes["sample"])
 
 

@@ -109,6 +109,8 @@ def test_checks_and_versions_follow():
     ("{", "Expecting property name"),
     ("[]", "not a report"),
     ('{"a": 1}', "not a report"),
+    ('{"program": "train_step"}', "not a report of a benchmark, KeyError"),
+    ('{"program": "layouts", "rows": []}', "not a report"),
   ],
 )
 def test_bad_folders_end_in_a_line(tmp_path, text, words):

@@ -192,6 +192,7 @@ def test_a_rate_and_a_slice_exclude_each_other():
     ("v5p:2xb", "must be CHIP:SIDES"),
     ("v5p:2x²", "must be CHIP:SIDES"),
     ("v5p:0x2", "must be CHIP:SIDES"),
+    ("v5p:9999x7", "69,993 chips; the largest slice of v5p has 6,144"),
     ("v9:2x2", "no estimate for a network of"),
   ],
 )
