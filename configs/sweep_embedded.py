@@ -7,9 +7,13 @@ and number of steps (Figure 5), in three times the time:
 
   python -m experiments.sweep --config=configs/sweep_embedded.py:full
       --workdir=DIR
+
+`:claims` tests the paper's claims with five seeds: `make results`. `:gate` is
+the curve over w at several lengths of training, which chose 400 steps.
 """
 
 from configs import base
+from configs import claims
 from configs import embedded
 
 _NOTES = (
@@ -26,10 +30,26 @@ def get_config(form="demo"):
   """Return the embedded config with its grids.
 
   Args:
-    form: "demo", or "full" with the axes p_uncond and T.
+    form: "demo"; "full" with the axes p_uncond and T; "claims" or "gate".
   """
-  base.check_form(form, "demo", "full")
+  base.check_form(form, "demo", "full", "claims", "gate")
   config = embedded.get_config()
+  config.sweep.distance = "fd_embedded"
+  config.sweep.score = "is_embedded"
+  config.sweep.title = "Classifier-free guidance on 10x10 digits"
+  config.sweep.notes = _NOTES
+  if form == "gate":
+    claims.add_gate(config, (400, 800, 1_600))
+  elif form == "claims":
+    claims.add(config, seeds=5)
+    config.sweep.title = "The paper's claims on 10x10 digits"
+    config.sweep.notes = (*_NOTES, claims.note(config, "make results"))
+  else:
+    _add_demo(config, form)
+  return config
+
+
+def _add_demo(config, form):
   grids = config.sweep.grids
   grids.main.p_uncond = (0.1,)
   grids.main.T = (12,)
@@ -47,11 +67,6 @@ def get_config(form="demo"):
     grids.main.T = (16,)
     grids.p_uncond = {"p_uncond": (0.5,), "T": (16,), "w": (0.0, 0.3, 1.0)}
     grids.T = {"p_uncond": (0.1,), "T": (8, 32), "w": (0.0, 0.3)}
-  config.sweep.distance = "fd_embedded"
-  config.sweep.score = "is_embedded"
-  config.sweep.title = "Classifier-free guidance on 10x10 digits"
-  config.sweep.notes = _NOTES
   config.sweep.figures = {
     "all_and_threes": {"labels": ((), (3,)), "w": (0.0, 1.0, 4.0), "side": 5}
   }
-  return config

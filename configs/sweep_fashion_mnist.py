@@ -1,18 +1,19 @@
-"""The paper's claims on Fashion-MNIST, with three seeds: `make results`.
+"""The paper's claims on Fashion-MNIST: `make results SIZE=cpu` or `SIZE=gpu`.
 
-Nine models and three noisy classifiers, 99 cells: w, p_uncond and T as in the
-paper's Figures 4 and 5, classifier guidance, low temperatures, and the effect
-of v and clipping. The report says of every claim whether it holds.
+Three models and a noisy classifier for each seed: w, p_uncond and T as in the
+paper's Figures 4 and 5, classifier guidance and low temperatures. The report
+says of every claim whether it holds.
 
-  python -m experiments.sweep --config=configs/sweep_fashion_mnist.py:fast
+  python -m experiments.sweep --config=configs/sweep_fashion_mnist.py:cpu
       --workdir=DIR
 
-Sizes and data are those of configs/fashion_mnist.py. On two CPU cores, fast
-takes about an hour; cpu, by its FLOP, six times as long.
+Sizes and data are those of configs/fashion_mnist.py. `:gate` is the curve over
+w at several lengths of training, which chose that of cpu.
 """
 
+from configs import base
+from configs import claims
 from configs import fashion_mnist
-from configs import imagenet64_classifier
 
 _NOTES = (
   "Claims of 'Classifier-Free Diffusion Guidance' (arXiv:2207.12598), tested "
@@ -21,69 +22,29 @@ _NOTES = (
   "Inception-style score by a small classifier trained on these images. They "
   "are not FID and IS, and compare rows of this page only.",
 )
+_SEEDS = {"cpu": 6, "gpu": 5}
 
 
-def get_config(size="gpu"):
+def get_config(form="gpu"):
   """Return the model's config with its grids.
 
   Args:
-    size: gpu, cpu or fast.
+    form: gpu, cpu or gate.
   """
-  config = fashion_mnist.get_config(size)
-  config.sweep.seeds = (0, 1, 2)
-  config.sweep.grids = _grids(config.sampling.T)
-  config.sweep.classifier = _classifier(config)
+  base.check_form(form, *_SEEDS, "gate")
+  config = fashion_mnist.get_config("cpu" if form == "gate" else form)
   config.sweep.distance = "fd_fashion"
   config.sweep.score = "is_fashion"
   side = config.data.image_size
+  if form == "gate":
+    claims.add_gate(config, (600, 1_200, 2_400, 4_000))
+    config.sweep.title = f"Lengths of training on Fashion-MNIST, {side}x{side}"
+    config.sweep.notes = _NOTES
+    return config
+  claims.add(config, _SEEDS[form])
   config.sweep.title = f"The paper's claims on Fashion-MNIST, {side}x{side}"
-  config.sweep.notes = (*_NOTES, _made_by(config, size))
+  config.sweep.notes = (
+    *_NOTES,
+    claims.note(config, f"make results SIZE={form}"),
+  )
   return config
-
-
-def _made_by(config, size):
-  """Return a note of how the page is made and what its seeds vary."""
-  train, sampling = config.train, config.sampling
-  return (
-    f"Made by make results SIZE={size}: {train.steps} steps of "
-    f"{train.batch_size} images, {sampling.num_samples} samples per cell, "
-    f"T = {sampling.T} unless stated. Seeds vary training and sampling; the "
-    "data and the feature network are the same for all."
-  )
-
-
-def _grids(steps):
-  at = {"p_uncond": (0.1,), "T": (steps,)}
-  return {
-    "main": at | {"w": (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)},
-    "p_uncond": at | {"p_uncond": (0.2, 0.5), "w": (0.0, 0.3, 1.0, 2.0)},
-    "T": at | {"T": (steps // 2, 2 * steps), "w": (0.0, 0.3, 1.0)},
-    "classifier": at | {"guidance": ("classifier",), "w": (0.5, 1.0, 2.0, 4.0)},
-    "score_scale": at | {"w": (0.0,), "score_scale": (1.05, 1.2)},
-    "noise_scale": at | {"w": (0.0,), "noise_scale": (0.9, 0.6)},
-    "v": at | {"w": (0.3,), "v": (0.0, 1.0)},
-    "threshold": at | {"w": (0.3, 4.0), "threshold": ("none",)},
-  }
-
-
-def _classifier(config):
-  """Return the fields of the noisy classifier: the model's size and steps."""
-  width = config.model.model_channels
-  steps = config.train.steps
-  classifier = imagenet64_classifier.as_classifier(
-    config.copy_and_resolve_references(), num_res_blocks=1
-  )
-  classifier.model.model_channels = width
-  classifier.model.num_head_channels = 32
-  classifier.optim.learning_rate = 1e-3
-  classifier.optim.ema_decay = 0.99
-  classifier.optim.decay_steps = steps
-  classifier.train.batch_size = config.train.batch_size
-  classifier.train.steps = steps
-  return {
-    "task": "classifier",
-    "model": classifier.model,
-    "diffusion": {"p_uncond": 0.0},
-    "optim": classifier.optim,
-    "train": classifier.train,
-  }

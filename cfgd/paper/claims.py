@@ -5,6 +5,7 @@ their statistics for each seed, and `verdicts` decides from these. Claims whose
 cells a sweep lacks are left out.
 """
 
+import collections
 import itertools
 import math
 from typing import NamedTuple
@@ -46,82 +47,89 @@ PRIMARY = {
     "The score is higher at the greatest w than at w = 0",
     "score at the greatest w, divided by that at w = 0",
   ),
+  "recall": Kind(
+    "introduction: fidelity for diversity",
+    "Recall falls from w = 0 to the greatest w",
+    "recall at w = 0, divided by that at the greatest w",
+  ),
   "p_uncond": Kind(
     "Section 4.2, Figure 4",
     "p_uncond = {one:g} is worse than {other:g} over the frontier",
     "distance of {one:g} divided by that of {other:g} at equal scores, mean "
     "over the scores",
   ),
-  "p_uncond_alike": Kind(
-    "Section 4.2, Figure 4",
-    "p_uncond = {other:g} and {one:g} are alike over the frontier",
-    "distance of {one:g} divided by that of {other:g} at equal scores, mean "
-    "over the scores",
-  ),
   "T": Kind(
     "Section 4.3, Figure 5",
-    "T = {middle} is better than T = {fewest}",
-    "minimum distance of T = {fewest}, divided by that of T = {middle} (each w "
-    "chosen on the other seeds)",
+    "More steps of Algorithm 2 are better: T = {steps}",
+    "smallest ratio of the distances at neighbouring T, each a mean over w "
+    "(T chosen on the other seeds)",
+  ),
+  "classifier_alike": Kind(
+    "introduction",
+    "Classifier guidance traces a frontier like that of classifier-free",
+    "its distance divided by that of classifier-free guidance at equal scores, "
+    "mean over the scores",
+  ),
+  "temperature": Kind(
+    "introduction, of arXiv:2105.05233",
+    "Low temperatures do not reach what guidance does",
+    "minimum distance over {fields} at w = 0, divided by that of guidance at "
+    "small w (each chosen on the other seeds)",
   ),
 }
 # Closer looks, and questions that the paper does not ask; not corrected for
 # each other.
 SECONDARY = {
-  "T_gain": Kind(
-    "Section 4.3, Figure 5",
-    "From T = {middle} to {most} there is less to gain than up to {middle}",
-    "ratio of the minima at T = {fewest} and {middle}, divided by that at "
-    "{middle} and {most} (each w chosen on the other seeds)",
+  "precision": Kind(
+    "introduction: fidelity for diversity",
+    "Precision is highest at a w > 0",
+    "greatest precision over w > 0, divided by that at w = 0 (w chosen on the "
+    "other seeds)",
   ),
   "score_steps": Kind(
     "Tables 1 and 2",
     "The score rises with every step of w",
     "smallest ratio of scores at neighbouring w (chosen on the other seeds)",
   ),
-  "precision": Kind(
-    "introduction: fidelity for diversity",
-    "Precision rises from w = 0 to the greatest w",
-    "precision at the greatest w minus that at w = 0",
-  ),
-  "recall": Kind(
-    "introduction: fidelity for diversity",
-    "Recall falls from w = 0 to the greatest w",
-    "recall at w = 0 minus that at the greatest w",
-  ),
   "held_out": Kind(
     "ours, like the first claim",
     "Also by held-out images the best is at a small w, w <= {small_w:g}",
     "as for the first claim, with distances to held-out images",
+  ),
+  "matched": Kind(
+    "ours, like the first claim",
+    "Also with real contrast the best is at a small w, w <= {small_w:g}",
+    "as for the first claim, with distances after each class's histogram has "
+    "been matched",
+  ),
+  "p_uncond_alike": Kind(
+    "Section 4.2, Figure 4",
+    "p_uncond = {one:g} and {other:g} are alike over the frontier",
+    "distance of {one:g} divided by that of {other:g} at equal scores, mean "
+    "over the scores",
+  ),
+  "p_uncond_nearer": Kind(
+    "Section 4.2, Figure 4",
+    "p_uncond = {other:g} is nearer to {middle:g} than to {one:g}",
+    "factor between the distances of {one:g} and {other:g} at equal scores, "
+    "divided by that of {middle:g} and {other:g}",
+  ),
+  "T_gain": Kind(
+    "Section 4.3, Figure 5",
+    "From T = {middle} to {most} there is less to gain than up to {middle}",
+    "ratio of the distances at T = {fewest} and {middle}, divided by that at "
+    "{middle} and {most}, each a mean over w",
+  ),
+  "few_steps": Kind(
+    "ours, see docs/sampling.md",
+    "{few} steps of {sampler} reach {most} of Algorithm 2",
+    "distance of the latter divided by that of the former, mean over w",
   ),
   "classifier": Kind(
     "arXiv:2105.05233",
     "Guidance by a classifier improves the distance, too",
     "distance at w = 0, divided by the minimum of classifier guidance (w "
     "chosen on the other seeds)",
-  ),
-  "classifier_alike": Kind(
-    "introduction",
-    "It traces a frontier like that of classifier-free guidance",
-    "its distance divided by that of classifier-free guidance at equal scores, "
-    "mean over the scores",
-  ),
-  "score_scale": Kind(
-    "introduction, of arXiv:2105.05233",
-    "Scaling the score does not reach what guidance does",
-    "minimum distance over score_scale at w = 0, divided by that of guidance "
-    "at small w (each chosen on the other seeds)",
-  ),
-  "noise_scale": Kind(
-    "introduction, of arXiv:2105.05233",
-    "Reducing the noise does not reach what guidance does",
-    "minimum distance over noise_scale at w = 0, divided by that of guidance "
-    "at small w (each chosen on the other seeds)",
-  ),
-  "ablation": Kind(
-    "ours: an ablation",
-    "{name} = {value} is worse than the config's, at w = {w:g}",
-    "its distance, divided by that of the main curve",
   ),
   "copied": Kind(
     "ours",
@@ -130,6 +138,7 @@ SECONDARY = {
   ),
 }
 CLAIMS = PRIMARY | SECONDARY
+_TEMPERATURES = ("score_scale", "noise_scale")
 
 
 class Limits(NamedTuple):
@@ -159,12 +168,11 @@ def test(results, distance, score, *, main, limits, epochs):
   seeds = _by_seed(results, distance, score, main)
   found = [
     *_about_w(seeds, limits.small_w),
-    *_about_held_out(results, distance, score, main, limits.small_w),
+    *_about_controls(results, distance, score, main, limits.small_w),
     *_about_p_uncond(seeds, limits.alike),
-    *_about_steps(seeds),
+    *_about_steps(seeds, results, limits.alike),
     *_about_classifier(seeds, limits.alike),
     *_about_temperature(seeds, limits.small_w),
-    *_about_ablations(seeds),
     *(_about_copying(seeds, limits.copied) if can_copy(epochs, limits) else ()),
   ]
   order = list(CLAIMS)
@@ -236,10 +244,13 @@ class _Seed(NamedTuple):
     points = [[m[self.score], m[self.distance]] for m in [*also, *chosen]]
     return np.array(points).reshape(-1, 2)
 
-  def steps(self):
+  def steps(self, **fields):
     """Return the values of T at the main p_uncond."""
-    cells = [cell for cell in self.found if cell.p_uncond == self.p_uncond]
-    return {cell.T for cell in cells if not cell.fields}
+    return {
+      cell.T
+      for cell in self.found
+      if cell.p_uncond == self.p_uncond and dict(cell.fields) == fields
+    }
 
   def fields(self, name):
     """Return the values of a field that alone differs from the main curve."""
@@ -317,9 +328,20 @@ def _about_w(seeds, small_w):
   yield from _claim("score", _ratio(end, start))
   if len(start):
     yield from _every_step(scores)
-  for name, sign in (("precision", 1), ("recall", -1)):
-    start, end = _ends([seed.values(name) for seed in seeds])
-    yield from _claim(name, sign * (end - start), neutral=0.0)
+  start, end = _ends([seed.values("recall") for seed in seeds])
+  yield from _claim("recall", _ratio(start, end))
+  # Of inverses: what is greatest is least.
+  inverse = [
+    {
+      w: float(_ratio(1, value))
+      for w, value in seed.values("precision").items()
+    }
+    for seed in seeds
+  ]
+  if all(0 in curve for curve in inverse):
+    start = [{0: curve[0]} for curve in inverse]
+    others = [{w: v for w, v in k.items() if w > 0} for k in inverse]
+    yield from _of_minima("precision", start, others)
 
 
 def _every_step(scores):
@@ -328,62 +350,108 @@ def _every_step(scores):
     ws = sorted(w for w in curve if w >= 0)
     pairs = itertools.pairwise(ws)
     steps.append({k: float(_ratio(curve[k[1]], curve[k[0]])) for k in pairs})
-  # That each step is above 1 needs no correction, that some step is not does.
-  pairs = verdicts.table(steps)[:, None]
-  values = verdicts.chosen_elsewhere(steps)
-  yield from _claim("score_steps", values, pairs=pairs)
+  yield from _each("score_steps", steps)
 
 
-def _about_held_out(results, distance, score, main, small_w):
-  """Yield the first claim for images that no model has seen."""
-  name = f"{distance}_heldout"
-  results = [result for result in results if name in result.metrics]
-  if results:
-    seeds = _by_seed(results, name, score, main)
-    distances = [seed.distances() for seed in seeds]
-    yield from _best_at_small_w("held_out", distances, small_w)
+def _each(name, ratios, /, **fields):
+  """Yield the claim that the ratio at each place is above 1.
+
+  That each is needs no correction, that some is not does.
+  """
+  pairs = verdicts.table(ratios)[:, None]
+  values = verdicts.chosen_elsewhere(ratios)
+  yield from _claim(name, values, pairs=pairs, **fields)
+
+
+def _about_controls(results, distance, score, main, small_w):
+  """Yield the first claim for other distances of the same cells."""
+  for name, suffix in (("held_out", "heldout"), ("matched", "matched")):
+    metric = f"{distance}_{suffix}"
+    own = [result for result in results if metric in result.metrics]
+    if own:
+      seeds = _by_seed(own, metric, score, main)
+      distances = [seed.distances() for seed in seeds]
+      yield from _best_at_small_w(name, distances, small_w)
 
 
 def _about_p_uncond(seeds, alike):
-  for name, one, other, limit in (
-    ("p_uncond", 0.5, 0.1, None),
-    ("p_uncond", 0.5, 0.2, None),
-    ("p_uncond_alike", 0.2, 0.1, alike),
-  ):
-    both = _common(
-      seed.metrics(p_uncond=p) for seed in seeds for p in (one, other)
+  worse = _frontier_ratios(seeds, 0.5, 0.1)
+  near = _frontier_ratios(seeds, 0.2, 0.1)
+  yield from _claim("p_uncond", worse, one=0.5, other=0.1)
+  at = {"one": 0.2, "other": 0.1}
+  yield from _claim("p_uncond_alike", near, alike=alike, **at)
+  if len(worse) and len(near):
+    far, close = np.exp(np.abs(np.log([worse, near])))
+    at = {"one": 0.5, "middle": 0.2, "other": 0.1}
+    yield from _claim("p_uncond_nearer", far / close, **at)
+
+
+def _frontier_ratios(seeds, one, other):
+  """Return the ratio of two models' distances of each seed, or nothing."""
+  both = _common(
+    seed.metrics(p_uncond=p) for seed in seeds for p in (one, other)
+  )
+  if len(both) < 2:  # one point is no curve
+    return []
+  return [
+    verdicts.frontier_ratio(
+      *(seed.frontier(only=both, p_uncond=p) for p in (one, other))
     )
-    if len(both) > 1:  # one point is no curve
-      ratios = [
-        verdicts.frontier_ratio(
-          *(seed.frontier(only=both, p_uncond=p) for p in (one, other))
-        )
-        for seed in seeds
-      ]
-      yield from _claim(name, ratios, alike=limit, one=one, other=other)
+    for seed in seeds
+  ]
 
 
-def _about_steps(seeds):
-  steps = _common(seed.steps() for seed in seeds)
+def _about_steps(seeds, results, alike):
+  """Yield the claims about Algorithm 2's T, and about fewer steps."""
+  fields = _of_algorithm_2(results)
+  steps = _common(seed.steps(**fields) for seed in seeds)
   if len(steps) < 3:
     return
-  common = _common(seed.distances(T=T) for seed in seeds for T in steps)
-  if not common:
+  curves = {T: [seed.distances(T=T, **fields) for seed in seeds] for T in steps}
+  neighbours = itertools.pairwise(steps)
+  ratios = {k: _mean_ratio(curves[k[0]], curves[k[1]]) for k in neighbours}
+  if not all(map(len, ratios.values())):
     return
-  at = dict(fewest=steps[0], middle=steps[len(steps) // 2], most=steps[-1])
-  curves = [
-    [{w: seed.distances(T=T)[w] for w in common} for seed in seeds]
-    for T in at.values()
+  at = dict(fewest=steps[0], middle=steps[1], most=steps[-1])
+  each = [
+    dict(zip(ratios, k, strict=True))
+    for k in zip(*ratios.values(), strict=True)
   ]
-  yield from _of_minima("T", *curves[:2], **at)
-  # (few / middle) / (middle / most): the minimum of products few x most over
-  # the minimum of squares.
-  few, middle, most = np.array([verdicts.chosen_elsewhere(k) for k in curves])
-  values = _ratio(few * most, middle**2)
-  few, middle, most = map(verdicts.table, curves)
-  products = (few[:, None] * most).reshape(-1, 1, len(seeds))
-  pairs = _ratio(products, middle**2)
-  yield from _claim("T_gain", values, pairs=pairs, **at)
+  yield from _each("T", each, steps=", ".join(map(str, steps)))
+  rest = _mean_ratio(curves[steps[1]], curves[steps[-1]])
+  yield from _claim("T_gain", _ratio(ratios[steps[0], steps[1]], rest), **at)
+  if fields:
+    main = [seed.distances() for seed in seeds]
+    ratios = _mean_ratio(curves[steps[-1]], main)
+    at = {"few": seeds[0].T, "most": steps[-1], "sampler": _sampler(results)}
+    yield from _claim("few_steps", ratios, neutral=1 / alike, **at)
+
+
+def _of_algorithm_2(results):
+  """Return the fields of the cells by Algorithm 2 that have the most T."""
+  steps = collections.defaultdict(set)
+  for result in results:
+    fields = dict(result.cell.fields)
+    if result.sampler == "ancestral" and fields.keys() <= {"sampler", "grid"}:
+      steps[result.cell.fields].add(result.cell.T)
+  return dict(max(steps, key=lambda k: len(steps[k]), default=()))
+
+
+def _sampler(results):
+  """Return the sampler of the cells without fields."""
+  return next(r.sampler for r in results if not r.cell.fields)
+
+
+def _mean_ratio(above, below):
+  """Return each seed's ratio of two curves, mean over the w that all have."""
+  common = _common(itertools.chain(above, below))
+  if not common:
+    return []
+  ratios = [
+    [float(_ratio(one[w], other[w])) for w in common]
+    for one, other in zip(above, below, strict=True)
+  ]
+  return np.exp(np.log(ratios).mean(axis=1))
 
 
 def _about_classifier(seeds, alike):
@@ -404,26 +472,20 @@ def _about_classifier(seeds, alike):
 
 def _about_temperature(seeds, small_w):
   guided = [_split(seed.distances(), small_w)[0] for seed in seeds]
-  for name in ("score_scale", "noise_scale"):
-    colder = [
-      {
-        value: found[0]
-        for value in seed.fields(name)
-        if 0 in (found := seed.distances(**{name: value}))
-      }
-      for seed in seeds
-    ]
-    yield from _of_minima(name, colder, guided)
-
-
-def _about_ablations(seeds):
-  for name in ("v", "threshold"):
-    for value in _common(seed.fields(name) for seed in seeds):
-      at = {name: value}
-      curves = [(seed.distances(**at), seed.distances()) for seed in seeds]
-      for w in _common(itertools.chain(*curves)):
-        ratios = [float(_ratio(other[w], main[w])) for other, main in curves]
-        yield from _claim("ablation", ratios, name=name, value=value, w=w)
+  names = [k for k in _TEMPERATURES if any(s.fields(k) for s in seeds)]
+  colder = [
+    {
+      (name, value): found[0]
+      for name in names
+      for value in seed.fields(name)
+      if 0 in (found := seed.distances(**{name: value}))
+    }
+    for seed in seeds
+  ]
+  if names:
+    yield from _of_minima(
+      "temperature", colder, guided, fields=" and ".join(names)
+    )
 
 
 def _about_copying(seeds, copied):

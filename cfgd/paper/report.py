@@ -16,6 +16,7 @@ from cfgd.paper import printed
 from cfgd.paper import verdicts
 from cfgd.report import blocks
 from cfgd.report import page
+from cfgd.report import plots
 from cfgd.report import summary as summary_lib
 from cfgd.runtime import errors
 
@@ -23,6 +24,22 @@ _REMARKS = {
   "frontier_p_uncond": "In the form of the paper's Figure 4.",
   "frontier_T": "In the form of the paper's Figure 5.",
 }
+_GROUPS = {"Main claims": True, "Secondary": False}
+# Okabe & Ito's green and vermilion, and grey.
+_COLOURS = {
+  verdicts.HOLDS: "#007A5A",
+  verdicts.FAILS: "#D55E00",
+  verdicts.OPEN: "#777777",
+}
+_FOREST = (
+  "Each claim's estimate over the seeds with its {confidence:.0%} interval. "
+  "Thin: the interval that holds for all main claims together, which decides "
+  "about them; secondary ones are not corrected. Band: what counts as alike."
+)
+_NEEDED = (
+  "Seeds that would resolve a claim with a probability of 80% if the estimate "
+  "is right."
+)
 _STATISTIC = "statistic, and where it has to be"
 _COLUMNS = (
   *("claim", "who says so", _STATISTIC, "each seed", "mean and interval"),
@@ -86,28 +103,107 @@ def add(summary, table, epochs):
     table: the paper's table to compare with; None for none.
     epochs: how often training saw each image; None if unknown.
   """
-  sections = []
+  lead, sections = [], []
   if summary.config.sweep.seeds and summary.results:
-    sections.append(_claims(summary, epochs))
+    limits = claims.Limits(**summary.config.sweep.claims)
+    tested = claims.test(
+      *(summary.results, summary.distance, summary.score),
+      main=tuple(summary.main.values()),
+      limits=limits,
+      epochs=epochs,
+    )
+    decided = verdicts.decide(tested, limits.confidence)
+    pairs = list(zip(tested, decided, strict=True))
+    found = tally([d for claim, d in pairs if claim.primary])
+    lead.append(_verdicts(pairs, limits.confidence))
+    sections.append(_numbers(pairs, summary, limits, epochs))
+    summary = dataclasses.replace(summary, tally=found)
   return dataclasses.replace(
-    summary, beside=table, remarks=_REMARKS, sections=sections
+    summary, beside=table, remarks=_REMARKS, lead=lead, sections=sections
   )
 
 
-def _claims(summary, epochs):
+def _verdicts(pairs, confidence):
+  """Return the section that says at a glance what was found.
+
+  Args:
+    pairs: [(verdicts.Claim, verdicts.Decision)].
+    confidence: 1 minus the error rate.
+  """
+  if not pairs:
+    return blocks.Section("Claims", [])
+  found = [claim for claim, _ in pairs if claim.primary]
+  groups = {
+    title: [
+      _effect(*pair, confidence, len(found) if primary else 0)
+      for pair in pairs
+      if pair[0].primary == primary and pair[0].neutral
+    ]
+    for title, primary in _GROUPS.items()
+  }
+  forest = plots.png(plots.forest_figure(groups))
+  caption = _FOREST.format(confidence=confidence)
+  parts = [
+    blocks.Picture("claims", caption, forest),
+    *_open(pairs, confidence),
+  ]
+  return blocks.Section("Claims", parts, "wide")
+
+
+def tally(decisions):
+  """Return a sentence that counts the verdicts on the primary claims."""
+  if not decisions:
+    return ""
+  found = [decision.verdict for decision in decisions]
+  holds, fails, undecided = map(
+    found.count, (verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN)
+  )
+  return (
+    f"Of the paper's {len(found)} main claims that were tested, {holds} "
+    f"{'holds' if holds == 1 else 'hold'} on this data, {fails} "
+    f"{'does' if fails == 1 else 'do'} not, and {undecided} "
+    f"{'is' if undecided == 1 else 'are'} not resolved."
+  )
+
+
+def _effect(claim, decision, confidence, family):
+  """Return a row of the forest plot, of a family of so many claims."""
+  low, middle, high = claim.interval(confidence)
+  outer = claim.interval(1 - (1 - confidence) / family) if family else None
+  return plots.Effect(
+    claim.text,
+    *(low, middle, high, outer and (outer[0], outer[2]), claim.neutral),
+    claim.range() if claim.alike is not None else None,
+    decision.verdict,
+    _COLOURS[decision.verdict],
+  )
+
+
+def _open(pairs, confidence):
+  """Return a table of claims that are not resolved, and what would do it."""
+  count = sum(claim.primary for claim, _ in pairs)
+  rows = [
+    {
+      "not resolved": claim.text,
+      "seeds": len(claim.values),
+      "seeds that would resolve it": claim.seeds_needed(
+        confidence, count if claim.primary else 1
+      )
+      or "more than 1,000, or unknown",
+    }
+    for claim, decision in pairs
+    if decision.verdict == verdicts.OPEN
+  ]
+  if not rows:
+    return []
+  return [blocks.Table(list(rows[0]), [rows], prose=True), _NEEDED]
+
+
+def _numbers(pairs, summary, limits, epochs):
   """Return the section with the tables of claims."""
-  limits = claims.Limits(**summary.config.sweep.claims)
   confidence = limits.confidence
-  tested = claims.test(
-    *(summary.results, summary.distance, summary.score),
-    main=tuple(summary.main.values()),
-    limits=limits,
-    epochs=epochs,
-  )
   rows = {True: [], False: []}
-  for claim, decision in zip(
-    tested, verdicts.decide(tested, confidence), strict=True
-  ):
+  for claim, decision in pairs:
     rows[claim.primary].append(_row(claim, decision, confidence))
   numbers = {"confidence": confidence, "error": round(1 - confidence, 6)}
   parts = []
@@ -117,7 +213,8 @@ def _claims(summary, epochs):
       table = blocks.Table(columns, [rows[primary]], prose=True)
       parts += [caption.format(**numbers), table]
   parts += [_TESTS.format(**numbers)] if parts else []
-  return blocks.Section("Claims", parts + _copies(summary, limits, epochs))
+  parts += _copies(summary, limits, epochs)
+  return blocks.Section("Claims in numbers", parts, folded=True)
 
 
 def _row(claim, decision, confidence):

@@ -102,6 +102,33 @@ class Claim(NamedTuple):
     agrees, differs = self.p_values()
     return HOLDS if agrees < differs else FAILS
 
+  def seeds_needed(self, confidence, shared=1, power=0.8):
+    """Return the seeds that would decide the claim, if its estimate is right.
+
+    The fewest with which a t test of such an effect decides with a probability
+    of `power`; None if that takes more than 1,000, or is unknown.
+
+    Args:
+      confidence: 1 minus the error rate.
+      shared: number of claims among which the error rate is divided.
+      power: of the test.
+    """
+    pairs = self._pairs()
+    if pairs.shape[-1] < _MIN_SEEDS or not np.isfinite(pairs).all():
+      return None
+    error = (1 - confidence) / 2 / shared
+    if self.alike is None:
+      (neutral,) = self._scaled([self.neutral])
+      sides = _effects(pairs, neutral)
+    else:
+      least, most = self._scaled(self.range())
+      above, below = _effects(pairs, least), _effects(pairs, most)
+      inside = min(above[0][0], below[1][0])
+      outside = max(above[1][0], below[0][0])
+      sides = (inside, 1), (outside, 2)
+    needed = [_seeds(*side, error, power) for side in sides]
+    return min(filter(None, needed), default=None)
+
   def range(self):
     """Return the ends of the range that counts as alike."""
     if self.neutral:
@@ -164,6 +191,32 @@ def p_alike(pairs, least, most):
   not_inside = np.maximum(p_above(pairs, least), p_below(pairs, most))
   not_outside = np.minimum(p_below(pairs, least), p_above(pairs, most))
   return not_inside, np.minimum(1, 2 * not_outside)
+
+
+def _effects(pairs, than):
+  """Return how clearly min(above) - min(below) is above and below a number.
+
+  Returns:
+    Two pairs of (effect in standard deviations over the seeds, places among
+    which the error rate is divided).
+  """
+  mean, deviation = _moments(pairs)
+  deviation *= math.sqrt(pairs.shape[-1])
+  with np.errstate(divide="ignore", invalid="ignore"):
+    effect = np.nan_to_num((mean - than) / deviation)
+  above, below = effect.max(-1).min(-1), (-effect).max(-2).min(-1)
+  return (float(above), pairs.shape[-2]), (float(below), pairs.shape[-3])
+
+
+def _seeds(effect, choices, error, power):
+  """Return the seeds with which a one-sided t test has the power, or None."""
+  if not effect > 0:
+    return None
+  seeds = np.arange(_MIN_SEEDS, 1001)
+  limit = special.stdtrit(seeds - 1, 1 - error / choices)
+  found = special.nctdtr(seeds - 1, effect * np.sqrt(seeds), limit)
+  enough = seeds[1 - found >= power]
+  return int(enough[0]) if len(enough) else None
 
 
 def _moments(pairs):

@@ -94,40 +94,63 @@ class Details(NamedTuple):
     parts = tag("summary", self.title), tag("pre", self.text)
     return "\n".join(["<details>", *parts, "</details>"])
 
+  def markdown(self):
+    """Return nothing."""
+    return ""
+
+
+class Raw(NamedTuple):
+  """HTML as it is; Markdown leaves it out."""
+
+  text: str
+
+  def html(self):
+    """Return the text."""
+    return self.text
+
+  def markdown(self):
+    """Return nothing."""
+    return ""
+
 
 class Section(NamedTuple):
   """Paragraphs, tables, pictures and details under a title.
 
   Attributes:
-    title: of the section.
-    blocks: str is a paragraph.
+    title: of the section; "" for none.
+    blocks: str is a paragraph, bold if it is Strong.
     kind: class of the grid that HTML sets pictures in.
+    folded: whether HTML shows it on a click only.
   """
 
   title: str
-  blocks: Sequence[str | Table | Picture | Details]
+  blocks: Sequence[str | Table | Picture | Details | Raw]
   kind: str = "curves"
+  folded: bool = False
 
   def markdown(self):
     """Return the title and the blocks, an empty line between two of them."""
-    lines = [f"## {escape(self.title)}"]
+    lines = [f"## {escape(self.title)}"] if self.title else []
     for block in self.blocks:
       text = isinstance(block, str)
-      lines.append(escape(block) if text else block.markdown())
-    return "\n\n".join(lines)
+      lines.append(_markdown(block) if text else block.markdown())
+    return "\n\n".join(filter(None, lines))
 
   def html(self):
     """Return the title and the blocks, neighbouring pictures in one grid."""
-    lines = [tag("h2", self.title)]
+    lines = [tag("h2", self.title)] if self.title else []
     for pictures, blocks in itertools.groupby(
       self.blocks, lambda block: isinstance(block, Picture)
     ):
       inside = [
-        tag("p", block) if isinstance(block, str) else block.html()
+        _paragraph(block) if isinstance(block, str) else block.html()
         for block in blocks
       ]
       grid = [f'<div class="{self.kind}">', *inside, "</div>"]
       lines += grid if pictures else inside
+    if self.folded:
+      head = tag("summary", self.title)
+      lines = [f'<details class="section">{head}', *lines[1:], "</details>"]
     return "\n".join(lines)
 
 
@@ -147,6 +170,11 @@ def escape(text):
 def tag(name, text):
   """Return an HTML element that holds text."""
   return f"<{name}>{html.escape(str(text))}</{name}>"
+
+
+def _paragraph(text):
+  strong = isinstance(text, Strong)
+  return f"<p>{tag('strong', text)}</p>" if strong else tag("p", text)
 
 
 def _markdown(value):

@@ -13,6 +13,7 @@ from etils import epath
 
 from cfgd import identity
 from cfgd.report import blocks
+from cfgd.report import explorer
 from cfgd.report import pictures
 from cfgd.report import plots
 from cfgd.report import summary as summary_lib
@@ -23,7 +24,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem;
   font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
-p { max-width: 44rem; margin: .6rem 0; overflow-wrap: anywhere; }
+p { max-width: 48rem; margin: .6rem 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; display: block; overflow-x: auto;
   font-size: .875rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .2rem 1.1em .2rem 0; text-align: right; }
@@ -31,14 +32,18 @@ th, td { padding: .2rem 1.1em .2rem 0; text-align: right; }
   white-space: normal; min-width: 6rem; }
 .prose td:last-child { font-weight: bold; }
 tbody { border-top: 1px solid #bbb; }
-.curves, .samples { display: grid; gap: 1.5rem; grid-template-columns:
-  repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-.samples { grid-template-columns:
-  repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
+.curves, .lead { display: grid; gap: 1.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.wide { display: grid; }
 figure { margin: 0; max-width: 40rem; }
+.lead figure, .wide figure { max-width: 60rem; }
 figcaption { font-size: .875rem; margin-top: .4rem; }
 img { display: block; width: 100%; height: auto; }
-.samples img { image-rendering: pixelated; }
+.explorer img { image-rendering: pixelated; max-width: 44rem; }
+.explorer input { width: min(22rem, 60%); vertical-align: middle; }
+.explorer select { max-width: 100%; font: inherit; }
+summary { cursor: pointer; }
+.section > summary { font-size: 1.2rem; font-weight: bold; margin: 1.5rem 0; }
 pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 _PAGE = """<!DOCTYPE html>
@@ -49,6 +54,8 @@ _PAGE = """<!DOCTYPE html>
 {}
 </body></html>
 """
+# Pictures that stand on top.
+_LEAD = ("frontier_p_uncond", "strip")
 _AXES = ("id", "seed", "p_uncond", "T", "variant", "w", "s")
 # Fields of a Result that are columns of results.csv.
 _FIELDS = ("sampler", "v", "num_samples", "seconds")
@@ -79,44 +86,91 @@ _BESIDE = (
 
 def write(summary, directory):
   """Write results.csv, report.md with its figures/, and report.html."""
-  drawn = pictures.draw(summary)
+  sections = _sections(summary)
+  drawn = [
+    block
+    for section in sections
+    for block in section.blocks
+    if isinstance(block, blocks.Picture)
+  ]
   out = {f"figures/{picture.name}.png": picture.png for picture in drawn}
   out["results.csv"] = results_table(summary).csv()
-  out["report.html"] = _html(summary, drawn)
-  out["report.md"] = _markdown(summary, drawn)
+  out["report.html"] = _html(summary, sections)
+  out["report.md"] = _markdown(summary, sections)
   for name, data in out.items():
     files.write_atomic(epath.Path(directory) / name, data)
 
 
-def _markdown(summary, drawn):
-  sweep = summary.config.sweep
-  curves = [blocks.Section("Curves", drawn)] if drawn else []
-  sections = [*curves, *summary.sections, _cells(summary)]
-  parts = [
-    f"# {blocks.escape(sweep.title)}",
-    *map(blocks.escape, [*sweep.notes, _progress(summary)]),
-    *(section.markdown() for section in sections),
-    "Settings and provenance are in [report.html](report.html).",
-  ]
-  return "\n\n".join(parts) + "\n"
-
-
-def _html(summary, drawn):
-  curves = [picture for picture in drawn if picture.name != "samples"]
-  grids = [_grid(summary, r) for r in pictures.with_grids(summary)]
-  samples = [pictures.SAMPLES, *grids] if grids else []
+def _sections(summary):
+  """Return the page: what was found, what decides it, and all numbers."""
+  drawn = {picture.name: picture for picture in pictures.draw(summary)}
+  lead = [drawn.pop(name) for name in _LEAD if name in drawn]
+  tally = [blocks.Strong(summary.tally)] if summary.tally else []
+  slider = explorer.block(pictures.explored(summary))
+  seen = [pictures.SAMPLES, slider] if slider else []
   sections = [
-    *([blocks.Section("Curves", curves)] if curves else []),
-    *([blocks.Section("Samples", samples, "samples")] if samples else []),
+    blocks.Section("", [*_headline(summary), *tally, *lead], "lead"),
+    *summary.lead,
+    blocks.Section("Samples", seen),
+    blocks.Section("Curves", list(drawn.values())),
+    blocks.Section("About", [*summary.config.sweep.notes, _progress(summary)]),
     *summary.sections,
     _cells(summary),
     _settings(summary),
   ]
-  sweep = summary.config.sweep
-  notes = [*sweep.notes, _progress(summary)]
-  parts = [blocks.tag("h1", sweep.title), *(blocks.tag("p", k) for k in notes)]
-  body = "\n".join([*parts, *(section.html() for section in sections)])
-  return _PAGE.format(html.escape(sweep.title), _STYLE, body)
+  return [section for section in sections if section.blocks]
+
+
+def _headline(summary):
+  """Return a sentence about the main curve: what guidance does to it."""
+  if not summary.results:
+    return []
+  curve = summary_lib.select(summary.plain, **summary.main)
+  curve = [r for r in curve if math.isfinite(r.metric(summary.distance))]
+  if len(curve) < 2:
+    return []
+  first, last = (
+    min(curve, key=lambda r: r.cell.w),
+    max(curve, key=lambda r: r.cell.w),
+  )
+  best = min(curve, key=lambda r: r.metric(summary.distance))
+  others = " and ".join(
+    f"{r.metric(summary.distance):.3g} at w = {r.cell.w:g}"
+    for r in (first, last)
+    if r is not best
+  )
+  scores = [f"{r.metric(summary.score):.3g}" for r in (first, last)]
+  return [
+    blocks.Strong(
+      f"The {_called(summary.distance)} is lowest at w = {best.cell.w:g}: "
+      f"{best.metric(summary.distance):.3g}, beside {others}. The "
+      f"{_called(summary.score)} goes from {scores[0]} at w = "
+      f"{first.cell.w:g} to {scores[1]} at w = {last.cell.w:g}."
+    )
+  ]
+
+
+def _called(name):
+  """Return what a metric is called in a sentence."""
+  for start, (text, _) in plots.METRICS.items():
+    if name.startswith(start):
+      return text
+  return name
+
+
+def _markdown(summary, sections):
+  parts = [
+    f"# {blocks.escape(summary.config.sweep.title)}",
+    *(section.markdown() for section in sections),
+    "Settings and provenance are in [report.html](report.html).",
+  ]
+  return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _html(summary, sections):
+  title = summary.config.sweep.title
+  parts = [blocks.tag("h1", title), *(section.html() for section in sections)]
+  return _PAGE.format(html.escape(title), _STYLE, "\n".join(parts))
 
 
 def _progress(summary):
@@ -176,7 +230,8 @@ def _published(summary, cell, result):
 
 def _cells(summary):
   """Return the section with the table of cells and its explanations."""
-  return blocks.Section("Cells", [_cell_table(summary), *_captions(summary)])
+  parts = [_cell_table(summary), *_captions(summary)]
+  return blocks.Section("Cells", parts, folded=True)
 
 
 def _cell_table(summary):
@@ -240,17 +295,6 @@ def _captions(summary):
     source, title = summary.beside.source, summary.beside.title
     captions.append(_BESIDE.format(source, title))
   return captions
-
-
-def _grid(summary, result):
-  """Return the samples of a cell, captioned with its w and its scores."""
-  values = [
-    f"{name} {blocks.number(result.metric(name))}"
-    for name in (summary.distance, summary.score)
-  ]
-  caption = ", ".join([f"w={plots.both(result.cell.w)}", *values])
-  png = result.picture("grid.png").read_bytes()
-  return blocks.Picture(result.cell.id, caption, png)
 
 
 def _settings(summary):

@@ -8,10 +8,15 @@ import numpy as np
 from PIL import Image
 
 from cfgd.report import blocks
+from cfgd.report import explorer
 from cfgd.report import plots
 from cfgd.report import summary as summary_lib
 
-_MAX_GRIDS = 8
+# Values of w whose samples stand on top, where there are such cells.
+_STRIP = (0.0, 1.0, 4.0)
+# Of all pictures of the explorer together, in bytes; the main curve's are shown
+# whatever they take.
+_MAX_EXPLORED = 6_000_000
 # Fields of `sampling` that say by which steps it goes.
 _OF_SAMPLERS = {
   *("sampler", "grid", "logsnr_low", "logsnr_high", "rho"),
@@ -19,12 +24,14 @@ _OF_SAMPLERS = {
 }
 
 SAMPLES = "Samples from the same noise and labels at every w."
+_STRIP_CAPTION = "The same noise and labels at each w, one image per class."
 _NEIGHBOURS = (
   "Samples of the best cell, one per class; below each, the nearest training "
   "image and the nearest held-out image by squared difference."
 )
 _BARS = "Bars: one standard deviation over the seeds in either direction."
 _REAL = "Dotted: held-out real images."
+_STAR = "Star: held-out real images."
 _BESIDE = "Dashed, hollow: the {}'s {}."
 
 
@@ -39,13 +46,13 @@ def draw(summary):
     "frontier_T": _frontier(summary, "T", "p_uncond"),
     "frontier_sampler": _samplers(summary),
     "over_w": _over_w(summary),
-    "samples": (_samples(summary), SAMPLES),
+    "strip": (_strip(summary), _STRIP_CAPTION),
     "neighbours": (_neighbours(summary), _NEIGHBOURS),
   }
   found = []
   for name, (figure, *sentences) in drawn.items():
     sentences.insert(1, summary.remarks.get(name))
-    if bars and name not in ("samples", "neighbours"):
+    if bars and name not in ("strip", "neighbours"):
       sentences.append(_BARS)
     if figure:
       caption = " ".join(filter(None, sentences))
@@ -78,13 +85,15 @@ def _frontier(summary, axis, other):
     curves.append(curve(_label(at), own, *names))
   beside, caption = _beside(summary, axis, fixed)
   curves += beside
+  real = summary.real["metrics"] if summary.real else {}
   # Of a single curve the picture over p_uncond is enough.
   drawn = len(curves) > 1 or axis == "p_uncond"
   return (
-    plots.frontier_figure(curves, *names, label) if drawn else None,
+    plots.frontier_figure(curves, *names, label, real) if drawn else None,
     f"{summary.distance} over {summary.score} at {label}, one curve per "
     f"{axis}; the numbers are w.",
     caption,
+    _STAR if {*names} <= {*real} else "",
   )
 
 
@@ -122,7 +131,7 @@ def sampler_curves(summary, fixed):
 def _over_w(summary):
   """Plot distance and score of the main curve over w."""
   names, label = (summary.distance, summary.score), _label(summary.main)
-  own = summary_lib.select(summary.plain, **summary.main)
+  own = _main(summary)
   beside, caption = _beside(summary, "T", summary.main)
   beside = [line._replace(label=label) for line in beside]
   real = summary.real["metrics"] if summary.real else {}
@@ -186,35 +195,61 @@ def variant_curves(summary, fixed):
   return [line for line in curves if len(line.points) > 1]
 
 
-def with_grids(summary):
-  """Return results of the main curve whose samples to show.
+def explored(summary):
+  """Return {label: [(w, text, PNG)]} for `explorer.block`, main curve first."""
+  ways = collections.defaultdict(list)
+  for result in [*_main(summary), *summary.averages]:
+    grid, kind = result.picture("grid.png"), summary_lib.family(result.cell)
+    if grid and kind not in summary_lib.TEMPERATURES:
+      way = ways[_way(result)]
+      if not any(result.cell.w == w for w, *_ in way):
+        text = explorer.describe(result, summary.distance, summary.score)
+        way.append((result.cell.w, text, grid.read_bytes()))
+  shown, size = {}, 0
+  for label, points in ways.items():
+    size += sum(len(png) for *_, png in points)
+    if not shown or (size < _MAX_EXPLORED and len(points) > 1):
+      shown[label] = sorted(points, key=lambda point: point[0])
+  return shown
 
-  At most eight, spread evenly over w, and the best one.
-  """
+
+def _way(result):
+  """Return by what a cell was sampled, all but its w."""
+  cell = result.cell
+  fields = dict(cell.fields)
+  others = [
+    f"{name} {value}"
+    for name, value in fields.items()
+    if name not in ("sampler", "guidance")
+  ]
+  names = [result.guidance, result.sampler, f"T = {cell.T}"]
+  return ", ".join([*names, f"p_uncond = {cell.p_uncond:g}", *others])
+
+
+def _main(summary):
   if not summary.averages:
     return []
-  results = summary_lib.select(summary.plain, **summary.main)
-  results = [r for r in results if r.picture("grid.png")]
-  shown = len(results) if len(results) <= _MAX_GRIDS else _MAX_GRIDS - 1
-  spread = np.linspace(0, len(results) - 1, shown).round()
-  return [
-    r for i, r in enumerate(results) if i in spread or r.cell in summary.best
-  ]
+  return summary_lib.select(summary.plain, **summary.main)
 
 
-def _samples(summary):
-  results = with_grids(summary)
-  titles = [f"w={plots.both(result.cell.w)}" for result in results]
-  images = [_image(result.picture("grid.png")) for result in results]
-  columns = min(4, len(results))
-  return plots.panels_figure(images, titles, columns) if images else None
+def _strip(summary):
+  """Show one image per class at no, moderate and strong guidance."""
+  found = {r.cell.w: r.picture("grid.png") for r in _main(summary)}
+  found = {w: found[w] for w in _STRIP if found.get(w)}
+  if len(found) < 2:
+    return None
+  side = summary.config.data.image_size
+  # The first row of the grid, without the gap to the next.
+  rows = [np.asarray(_image(path))[:side] for path in found.values()]
+  return plots.strip_figure(rows, [f"w = {w:g}" for w in found])
 
 
 def _neighbours(summary):
   """Show the samples of the best cell over their nearest real images."""
-  results = summary_lib.select(summary.plain, **summary.main)
   best = [
-    r.picture("neighbours.png") for r in results if r.cell in summary.best
+    r.picture("neighbours.png")
+    for r in _main(summary)
+    if r.cell in summary.best
   ]
   images = [_image(path) for path in best if path]
   titles = ["samples, nearest training, held-out"]

@@ -32,6 +32,8 @@ class Summary:
     beside: published numbers to compare with, such as `paper.printed.Table`;
       None for none.
     remarks: sentences to add to the captions of pictures, by picture.
+    tally: a sentence for the top of the page; "" for none.
+    lead: sections that stand before the curves.
     sections: more sections, before that of the cells.
   """
 
@@ -41,6 +43,8 @@ class Summary:
   real: Mapping[str, Any] | None = None
   beside: Any = None
   remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  tally: str = ""
+  lead: Sequence[blocks.Section] = ()
   sections: Sequence[blocks.Section] = ()
 
   @property

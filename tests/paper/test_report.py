@@ -36,7 +36,7 @@ def run(folder, summary, table=None, epochs=None):
 
 def claims_tables(text):
   """Return the two tables of claims, {claim: {column: text}}."""
-  text = text.replace("\\", "").split("## Claims")[1].split("## ")[0]
+  text = text.replace("\\", "").split("## Claims in numbers")[1].split("## ")[0]
   tables = []
   for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
     header, _, *rows = (k.strip("| ").split(" | ") for k in lines.splitlines())
@@ -67,7 +67,8 @@ def test_claims_are_shown_with_their_p_values(tmp_path, seeds):
   found = test_page.Page((folder / "report.html").read_text())
   for part in ("p (Holm)", "not corrected", "Holm's method", row["p"]):
     assert part in found.text
-  marks = ("](figures/", "## Claims", "## Cells")
+  marks = ("](figures/frontier", "## Claims", "](figures/claims", "## Curves")
+  marks += ("## Claims in numbers", "## Cells")
   assert sorted(marks, key=text.index) == list(marks)
 
 

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 from html import parser
 import io
+import json
 import math
 import pathlib
 import re
@@ -85,7 +86,7 @@ class Page(parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
-    if tag not in ("meta", "img"):
+    if tag not in ("meta", "img", "input"):
       self.open.append(tag)
     assert "href" not in dict(attrs)
     self.sources += [v for k, v in attrs if k == "src"]
@@ -157,7 +158,7 @@ def test_markdown_has_every_planned_cell_and_its_figures(
   assert "8 of 9 cells" in text
   assert "Not a benchmark." in text
   links = re.findall(r"\]\((figures/.*?)\)", text)
-  names = ["frontier_p_uncond", "frontier_T", "over_w", "samples"]
+  names = ["frontier_p_uncond", "strip", "frontier_T", "over_w"]
   assert links == [f"figures/{name}.png" for name in names]
   for link in links:
     Image.open(folder / link).verify()
@@ -165,28 +166,59 @@ def test_markdown_has_every_planned_cell_and_its_figures(
 
 def test_html_is_whole_and_needs_nothing_else(tmp_path, cells, planned):
   text = (run(tmp_path, cells, planned) / "report.html").read_text()
-  assert not re.search(r"https?://|<script|url\(|@import", text)
+  assert not re.search(r"https?://|url\(|@import", text)
   page = Page(text)
-  assert len(page.sources) == 3 + len(MAIN)
-  for source in page.sources:
+  # Three curves, the strip, and the first samples of the slider.
+  assert len(page.sources) == 5
+  (points,) = (way["points"] for way in ways_of(text))
+  assert [point["w"] for point in points] == [w for w, *_ in MAIN]
+  for source in [*page.sources, *(point["source"] for point in points)]:
     head, data = source.split(",")
     assert head == "data:image/png;base64"
     Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
   assert text.count("<strong>0.920</strong>") == 1
-  assert text.count("<strong>") == 3
+  assert text.count("<strong>") == 3 + 1  # and the headline
+  assert points[2]["text"] == (
+    "w=0.3 (s=1.3), fd_embedded 0.920, is_embedded 8.910"
+  )
   for part in (
-    "w=0.3 (s=1.3), fd_embedded 0.920",
+    "The Frechet distance is lowest at w = 0.3: 0.92, beside 2.12 at w = 0 and "
+    "18.5 at w = 4.",
     '"is_embedded"',
     'weights: "<ema>"',
   ):
     assert part in page.text
 
 
+def ways_of(text):
+  """Return what the slider of a page may show."""
+  data = re.search(r'<script type="application/json" id="ways">(.*)<', text)
+  return json.loads(data[1].removesuffix("</script>"))
+
+
+def test_the_slider_has_each_way_of_sampling(tmp_path, cells):
+  guided = [
+    make_cell(
+      *(tmp_path, 0.1, 32, w, 3.0, 9.0 + w),
+      fields={"guidance": "classifier"},
+      guidance="classifier </script>",
+    )
+    for w in (1.0, 0.5)
+  ]
+  cold = make_cell(tmp_path, 0.1, 32, 0.0, 3, 9, fields={"noise_scale": 0.6})
+  results = [*cells, *guided, cold]
+  folder = run(tmp_path, results, [result.cell for result in results])
+  first, second = ways_of((folder / "report.html").read_text())
+  assert first["label"] == "cfg, ancestral, T = 32, p_uncond = 0.1"
+  assert second["label"].startswith("classifier </script>, ancestral, T = 32")
+  assert [point["w"] for point in second["points"]] == [0.5, 1.0]
+
+
 def test_hostile_text_is_escaped(tmp_path, cells, planned):
   changes = {"title": HOSTILE, "notes": (HOSTILE + "\n# more",)}
   folder = run(tmp_path, cells, planned, **changes)
   page = Page((folder / "report.html").read_text())
-  assert "script" not in page.tags
+  assert page.tags.count("script") == 2  # the slider's
   assert page.text.count(HOSTILE) == 3
   text = (folder / "report.md").read_text()
   assert "\n# more" not in text
@@ -235,6 +267,7 @@ def test_real_images_are_a_row_of_their_own(tmp_path, cells, planned):
     **{"num_samples": "1000", "fd_embedded": "0.25", "is_embedded": "9.5"},
   }
   assert "Dotted: held-out real images." in text
+  assert text.count("Star: held-out real images.") == 2
   without = run(tmp_path, cells, planned)
   for name in ("report.md", "report.html", "results.csv"):
     assert "real images" not in (without / name).read_text()
@@ -243,11 +276,11 @@ def test_real_images_are_a_row_of_their_own(tmp_path, cells, planned):
 def test_pictures_stand_before_the_table(tmp_path, cells, planned):
   folder = run(tmp_path, cells, planned)
   text = (folder / "report.md").read_text()
-  marks = ("## Curves", "](figures/", "## Cells", "| 0.1 | 32 |")
+  marks = ("](figures/", "## Curves", "## Cells", "| 0.1 | 32 |")
   assert [text.count(k) > 0 for k in marks] == [True] * 4
   assert sorted(marks, key=text.index) == list(marks)
   text = (folder / "report.html").read_text()
-  marks = ("<figure>", "<h2>Cells", "<td>0.1</td>")
+  marks = ("<figure>", "<summary>Cells", "<td>0.1</td>")
   assert sorted(marks, key=text.index) == list(marks)
 
 
@@ -314,8 +347,10 @@ def test_no_finished_cell_is_a_report_too(tmp_path, planned):
 def test_a_grid_that_is_missing_stops_nothing(tmp_path, cells, planned):
   cells[0] = dataclasses.replace(cells[0], folder=None)
   (cells[1].folder / "grid.png").unlink()
-  found = Page((run(tmp_path, cells, planned) / "report.html").read_text())
-  assert len(found.sources) == 3 + len(MAIN) - 2
+  text = (run(tmp_path, cells, planned) / "report.html").read_text()
+  (way,) = ways_of(text)
+  assert [point["w"] for point in way["points"]] == [w for w, *_ in MAIN[2:]]
+  Page(text)
 
 
 def test_rewriting_gives_the_same_bytes_and_leaves_no_other_file(
