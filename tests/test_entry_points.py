@@ -119,11 +119,7 @@ def test_sample_and_evaluate(trained):
       "sweep",
       ["--config=configs/sweep_embedded.py:large"],
     ),
-    (
-      "for --plan",
-      "sweep",
-      ["--config=configs/sweep_embedded.py", "--topology=v5p:2x2x1"],
-    ),
+    ("for --plan", "sweep", ["--topology=v5p:2x2x1"]),
     ("no such file", "evaluate", ["--samples=none.npz"]),
     ("give --workdir", "evaluate", ["--reference=none.npz"]),
   ],

@@ -95,7 +95,7 @@ def write(summary, directory):
   ]
   out = {f"figures/{picture.name}.png": picture.png for picture in drawn}
   out["results.csv"] = results_table(summary).csv()
-  out["report.html"] = _html(summary, sections)
+  out["report.html"] = document(summary.config.sweep.title, sections)
   out["report.md"] = _markdown(summary, sections)
   for name, data in out.items():
     files.write_atomic(epath.Path(directory) / name, data)
@@ -167,8 +167,8 @@ def _markdown(summary, sections):
   return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _html(summary, sections):
-  title = summary.config.sweep.title
+def document(title, sections):
+  """Return an HTML page of `blocks.Section`s."""
   parts = [blocks.tag("h1", title), *(section.html() for section in sections)]
   return _PAGE.format(html.escape(title), _STYLE, "\n".join(parts))
 
