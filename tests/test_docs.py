@@ -254,24 +254,16 @@ def test_troubleshooting_quotes_what_the_code_says():
     ), message
 
 
-def test_verdicts_of_the_readme_are_those_of_the_results():
-  def rows(page):
-    table = [k.split("|") for k in page.read_text().splitlines() if "|" in k]
-    cells = [[cell.strip().replace("\\", "") for cell in row] for row in table]
-    return {row[1]: row[-2] for row in cells if len(row) > 3}
-
-  ours, all_of_them = rows(ROOT / "README.md"), rows(ROOT / "docs/results.md")
-  known = (verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN)
-  shown = {text: v for text, v in ours.items() if v in known}
-  assert len(shown) > 10
-  for text, verdict in shown.items():
-    assert all_of_them[text] == verdict, text
+def test_the_readme_says_what_the_results_say():
+  page = (ROOT / "docs/results.md").read_text()
+  (found,) = re.findall(r"\*\*(Of the paper's .*? resolved\.)\*\*", page)
+  assert found in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_the_results_have_a_spread_with_every_verdict():
   """What is decided follows from the interval beside it, and from p."""
   text = (ROOT / "docs/results.md").read_text().replace("\\", "")
-  section = text.split("## Claims")[1].split("## Cells")[0]
+  section = text.split("## Claims in numbers")[1].split("## Cells")[0]
   rows = []
   for lines in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
     header, _, *table = (k.strip("| ").split(" | ") for k in lines.splitlines())

@@ -439,7 +439,7 @@ def _of_algorithm_2(results):
 
 def _sampler(results):
   """Return the sampler of the cells without fields."""
-  return next(r.sampler for r in results if not r.cell.fields)
+  return next((r.sampler for r in results if not r.cell.fields), "")
 
 
 def _mean_ratio(above, below):

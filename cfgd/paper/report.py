@@ -33,8 +33,9 @@ _COLOURS = {
 }
 _FOREST = (
   "Each claim's estimate over the seeds with its {confidence:.0%} interval. "
-  "Thin: the interval that holds for all main claims together, which decides "
-  "about them; secondary ones are not corrected. Band: what counts as alike."
+  "Thin: the interval that holds for all main claims at once, by Bonferroni; "
+  "Holm's method, which decides, is a little sharper. Secondary claims are not "
+  "corrected. Band: what counts as alike."
 )
 _NEEDED = (
   "Seeds that would resolve a claim with a probability of 80% if the estimate "
@@ -226,8 +227,8 @@ def _row(claim, decision, confidence):
     "claim": claim.text,
     "who says so": claim.source,
     _STATISTIC: f"{claim.statistic}; {wanted}",
-    "each seed": ", ".join(f"{value:.3g}" for value in claim.values),
-    "mean and interval": f"{mean:.3g} [{low:.3g}, {high:.3g}]",
+    "each seed": ", ".join(f"{value:.4g}" for value in claim.values),
+    "mean and interval": f"{mean:.4g} [{low:.4g}, {high:.4g}]",
     "p": f"{decision.p:.2g}",
     "verdict": decision.verdict,
   }

@@ -424,6 +424,40 @@ def test_the_effect_that_is_seen_in_80_percent(seeds, effect):
   assert share == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / TRIALS))
 
 
+@pytest.mark.parametrize(("seeds", "effect"), [(3, 3.27), (5, 1.69), (8, 1.17)])
+def test_the_seeds_that_an_open_claim_needs(seeds, effect):
+  """As the effects above; the same for a claim that is contradicted."""
+  values = np.array([-1.2, -0.4, 0.0, 0.4, 1.2])
+  values = effect + values / values.std(ddof=1)
+  for sign in (1, -1):
+    claim = verdicts.Claim("", "", "", tuple(np.exp(sign * values)), 1.0)
+    assert claim.seeds_needed(0.95) == seeds
+    assert claim.seeds_needed(0.95, shared=8) > seeds
+  many = np.stack([claim.pairs if claim.pairs else claim.values] * 4)
+  best = claim._replace(pairs=1 / many[None])  # the lowest of four
+  assert best.seeds_needed(0.95) > seeds
+  level = claim._replace(values=(0.9, 1.0, 1 / 0.9))
+  assert level.seeds_needed(0.95) is None
+  assert claim._replace(values=(2.0, 3.0)).seeds_needed(0.95) is None
+
+
+def test_the_seeds_that_decide_whether_curves_are_alike():
+  rng = np.random.default_rng(0)
+  spread = np.array([-1.0, -0.5, 0.5, 1.0])
+  values = np.exp(0.06 + 0.05 * spread / spread.std(ddof=1))
+  claim = verdicts.Claim("", "", "", tuple(values), 1.0, alike=1.15)
+  needed = claim.seeds_needed(0.95)
+  logs = np.log(values)
+  mean, deviation = logs.mean(), logs.std(ddof=1)
+  draws = rng.normal(mean, deviation, (TRIALS, 1, 1, needed))
+  end = math.log(1.15)
+  outside, _ = verdicts.p_alike(draws, -end, end)
+  assert 0.7 < np.mean(outside <= 0.025) < 0.95
+  assert needed > 4
+  far = claim._replace(values=tuple(3 * values))
+  assert far.seeds_needed(0.95) == 3
+
+
 def test_the_place_of_the_lowest_is_chosen_by_the_others():
   curves = [{0.1: 1.0, 0.3: 5.0}, {0.1: 2.0, 0.3: 1.0}, {0.1: 4.0, 0.3: 0.1}]
   # The others' means: (3, 0.55), (2.5, 2.55), (1.5, 3).

@@ -25,6 +25,42 @@ def test_a_wide_spread_makes_the_axis_logarithmic(highest, scale):
   assert figure.axes[0].get_yscale() == scale
 
 
+def effect(**changes):
+  row = plots.Effect("a", 1.1, 1.5, 2.0, None, 1.0, None, "holds", "#007A5A")
+  return row._replace(**changes)
+
+
+def test_a_forest_has_a_row_for_each_claim():
+  groups = {
+    "Main claims": [
+      effect(outer=(0.0, math.inf)),
+      effect(text="b", alike=(0.8, 1.25), verdict="not resolved"),
+    ],
+    "Secondary": [effect(text="c", low=math.nan, middle=math.nan)],
+    "None": [],
+  }
+  (ax,) = plots.forest_figure(groups).axes
+  labels = [label.get_text() for label in ax.get_yticklabels()]
+  assert labels == ["Main claims", "a", "b", "Secondary", "c"]
+  words = [text.get_text() for text in ax.texts]
+  assert words == ["holds", "not resolved", "holds"]
+  marks = [line.get_marker() for line in ax.lines]
+  assert [marks.count(k) for k in "o<>"] == [2, 1, 1]  # c has no estimate
+  low, high = ax.get_xlim()
+  assert low < 1.1 < 2.0 < high
+  assert len(ax.collections) == 1  # the band of b
+
+
+def test_real_images_are_a_star_beside_the_frontier():
+  line = plots.Curve("a", np.array([[0, 8, 1.5], [1, 9, 2]]))
+  names = {"distance": "fd", "score": "is", "title": ""}
+  (ax,) = plots.frontier_figure([line], **names, real={"fd": 1, "is": 9}).axes
+  assert ax.lines[1].get_marker() == "*"
+  assert ax.lines[1].get_xydata().tolist() == [[9, 1]]
+  (ax,) = plots.frontier_figure([line], **names, real={"fd": 1}).axes
+  assert len(ax.lines) == 1
+
+
 def test_real_images_are_lines_over_w():
   line = plots.Curve("a", np.array([[0, 8, 1.5], [1, 9, 2]]))
   figure = plots.over_w_figure([line], "fd", "is", {"fd": 0.5, "is": 9.9})
