@@ -7,8 +7,8 @@ says of every claim whether it holds.
   python -m experiments.sweep --config=configs/sweep_fashion_mnist.py:cpu
       --workdir=DIR
 
-Sizes and data are those of configs/fashion_mnist.py. `:gate` is the curve over
-w at several lengths of training, which chose that of cpu.
+Sizes and data are those of configs/fashion_mnist.py. `:gate` shows the curve
+over w after several lengths of training.
 """
 
 from configs import base
