@@ -1,6 +1,6 @@
 # make demo   the paper's experiment in small, on real images, six minutes
 # make results   the paper's claims on digits, an hour: writes docs/results.md
-# make results SIZE=cpu   on Fashion-MNIST, hours; SIZE=gpu   on a GPU
+# make results SIZE=cpu   on Fashion-MNIST, over an hour; SIZE=gpu   on a GPU
 # make test   format, lint, tests, 7 to 9 minutes on 2 cores
 # make test-all   and the slow ones, as CI runs them
 PYTHON ?= python3

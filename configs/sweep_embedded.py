@@ -8,10 +8,10 @@ and number of steps (Figure 5), in three times the time:
   python -m experiments.sweep --config=configs/sweep_embedded.py:full
       --workdir=DIR
 
-`:claims` tests the paper's claims with five seeds: `make results`. Its 400 steps
-of training are enough for a best w inside of the grid: seed 0 has fd_embedded
-6.95, 4.40, 2.89, 4.72, 16.4, 46.5, 94.3 at w = 0, 0.1, 0.3, 0.5, 1, 2, 4. `:gate`
-shows the curve after other lengths of training.
+`:claims` tests the paper's claims with five seeds: `make results`. Its 400
+steps of training are enough for a best w inside of the grid: seed 0 has
+fd_embedded 6.95, 4.40, 2.89, 4.72, 16.4, 46.5, 94.3 at w = 0, 0.1, 0.3, 0.5, 1,
+2, 4. `:gate` shows the curve after other lengths of training.
 """
 
 from configs import base

@@ -7,8 +7,9 @@ says of every claim whether it holds.
   python -m experiments.sweep --config=configs/sweep_fashion_mnist.py:cpu
       --workdir=DIR
 
-Sizes and data are those of configs/fashion_mnist.py. `:gate` shows the curve
-over w after several lengths of training.
+Sizes and data are those of configs/fashion_mnist.py; cpu trains for 600 steps.
+`:gate` shows why: its best w in {0, 0.3, 1, 2, 4} is 1, 0.3, 0.3 and 0 after
+600, 1,200, 2,400 and 4,000 steps, with fd_fashion 23.2, 26.6, 26.2 and 27.7.
 """
 
 from configs import base
@@ -23,6 +24,7 @@ _NOTES = (
   "are not FID and IS, and compare rows of this page only.",
 )
 _SEEDS = {"cpu": 6, "gpu": 5}
+_STEPS_ON_CPU = 600
 
 
 def get_config(form="gpu"):
@@ -41,6 +43,9 @@ def get_config(form="gpu"):
     config.sweep.title = f"Lengths of training on Fashion-MNIST, {side}x{side}"
     config.sweep.notes = _NOTES
     return config
+  if form == "cpu":
+    config.train.steps = config.optim.decay_steps = _STEPS_ON_CPU
+    config.sampling.num_samples = 1_000
   claims.add(config, _SEEDS[form])
   config.sweep.title = f"The paper's claims on Fashion-MNIST, {side}x{side}"
   config.sweep.notes = (

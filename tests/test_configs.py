@@ -151,7 +151,7 @@ def test_other_classifiers_keep_their_own_recipes():
   ]
   assert recipes == [
     (1e-3, 0.05, 400),
-    (1e-3, 0.05, 4_000),
+    (1e-3, 0.05, 600),
     (3e-4, 0.05, 300_000),
   ]
   assert embedded_classifier.get_config().train.batch_size == 64
