@@ -27,7 +27,9 @@ def train_inputs(config, batch_size):
   return (
     distributed.replicate(state),
     distributed.split(batch, jax.local_device_count()),
-    {"p_uncond": jnp.float32(config.diffusion.p_uncond)},
+    jax.tree.map(
+      lambda each: jnp.zeros(each.shape, each.dtype), traced_shapes(config)
+    ),
   )
 
 
@@ -40,8 +42,17 @@ def train_input_shapes(config, batch, devices=1):
   rows = jax.ShapeDtypeStruct((devices, batch // devices), jnp.int32)
   shape = (*rows.shape, *build.image_shape(config))
   image = jax.ShapeDtypeStruct(shape, jnp.uint8)
-  traced = {"p_uncond": jax.ShapeDtypeStruct((), jnp.float32)}
-  return state, {"image": image, "label": rows, "row": rows}, traced
+  batch = {"image": image, "label": rows, "row": rows}
+  return state, batch, traced_shapes(config)
+
+
+def traced_shapes(config):
+  """Return the shapes of what a task's loss reads beside the batch."""
+  number = jax.ShapeDtypeStruct((), jnp.float32)
+  if config.task != "guided_student":
+    return {"p_uncond": number}
+  teacher = build.param_shapes(build.teacher_config(config))
+  return {"teacher": teacher, "w_low": number, "w_high": number}
 
 
 def sampler(config, batch_size, num_steps, *, two_passes=None):

@@ -55,6 +55,8 @@ def network(config):
   if config.task == "classifier":
     return classifier.Classifier(num_classes=data.num_classes, **encoder)
   return unet.UNet(
+    condition=model.condition,
+    takes_w=config.task == "guided_student",
     num_heads=model.num_heads,
     num_labels=data.num_classes + int(model.null_row),
     out_channels=data.channels * (2 if model.learn_sigma else 1),
@@ -67,6 +69,13 @@ def model(config):
   return parametrization.Model(
     network(config), config.diffusion.timesteps, schedule(config)
   )
+
+
+def teacher_config(config):
+  """Return the config of a student's teacher as far as its network goes."""
+  config = config.copy_and_resolve_references()
+  config.task = "diffusion"
+  return config
 
 
 def _inputs(config):
@@ -119,6 +128,30 @@ def forward_flop(config):
   return flop(lowered)
 
 
+def branch_cost(config):
+  """Return what one more label for the same z costs, in forward passes."""
+  if config.task == "classifier" or config.model.condition == "all":
+    return 1.0
+  return _branch_cost(network(config), _inputs(config))
+
+
+@functools.cache
+def _branch_cost(network, inputs):
+  z, time, label = inputs
+  shapes = _param_shapes(network, inputs)
+  apply = jax.jit(network.apply)
+  with target.as_written():
+    one, two = (
+      flop(
+        apply.lower(
+          {"params": shapes}, z, time, jax.ShapeDtypeStruct((n,), label.dtype)
+        )
+      )
+      for n in (1, 2)
+    )
+  return two / one - 1.0
+
+
 def data_spec(config, *, training=False):
   """Return the data.spec.Spec; only training may read random crops."""
   data = config.data
@@ -167,6 +200,9 @@ def loss(config):
   """Return the loss of `config.task`, see `training.losses`."""
   if config.task == "classifier":
     return losses.classifier_loss(model(config))
+  if config.task == "guided_student":
+    teacher = model(teacher_config(config))
+    return losses.student_loss(model(config), teacher, config.data.num_classes)
   return losses.diffusion_loss(model(config), config.data.num_classes)
 
 

@@ -17,7 +17,8 @@ float32 holds at lambda = +-20.
 
 Four function types compose (docs/design.md):
 
-  DenoiseFn  (z, logsnr [B], label [B]) -> Prediction(eps, v)
+  DenoiseFn  (z, logsnr [B], label [B]) -> Prediction(eps, v); it may have an
+             attribute `branches`, see `denoise_branches`
   guidance   DenoiseFn -> DenoiseFn
   predict    (z, logsnr [], label [B]) -> (x, v), guided and thresholded
   sampler    (predict, keys [B], z, label, logsnrs [T], **numbers) -> x
@@ -205,6 +206,34 @@ def unconditional(denoise, *, null_label):
   return denoise_null
 
 
+def denoise_branches(denoise, z, logsnr, labels):
+  """Predict at several labels for each z, in one call.
+
+  A DenoiseFn that can do this for less than separate calls cost, such as a
+  network with late conditioning, does it in its attribute `branches`, a
+  function of (z, logsnr, labels). Others are given copies of z.
+
+  Args:
+    denoise: DenoiseFn.
+    z: [B, ...].
+    logsnr: [B].
+    labels: [N, B].
+
+  Returns:
+    Prediction of [N, B, ...].
+  """
+  branches = getattr(denoise, "branches", None)
+  if branches is not None:
+    return branches(z, logsnr, labels)
+  count = labels.shape[0]
+  stacked = denoise(
+    jnp.concatenate([z] * count),
+    jnp.concatenate([logsnr] * count),
+    labels.reshape(-1),
+  )
+  return jax.tree.map(lambda array: array.reshape(count, *z.shape), stacked)
+
+
 def extrapolate(eps, eps_other, w):
   """Return (1 + w) eps - w eps_other, eq. 6; w is a scalar or [B]."""
   w = expand(w, eps)
@@ -254,26 +283,23 @@ def classifier_free_guidance(
       model. The other convention is s = 1 + w.
     null_label: label of the unconditional model.
     two_passes: evaluate eps(z, c) and eps(z) one after the other instead of in
-      one forward pass of 2B: the same numbers, at another speed.
+      one forward pass of 2B: the same numbers, at another speed. Not where
+      `denoise` has a way of its own, see `denoise_branches`.
     combine: see `guide_away`.
 
   Returns:
     The guided DenoiseFn, with the `v` of the conditional model.
   """
-  if two_passes:
+  if two_passes and not hasattr(denoise, "branches"):
     null = unconditional(denoise, null_label=null_label)
     return guide_away(denoise, null, w, combine=combine)
   w = jnp.asarray(w)
 
   def both(z, logsnr, label):
-    predictions = denoise(
-      jnp.concatenate([z, z]),
-      jnp.concatenate([logsnr, logsnr]),
-      jnp.concatenate([label, jnp.full_like(label, null_label)]),
-    )
-    size = z.shape[0]
-    conditional = jax.tree.map(lambda array: array[:size], predictions)
-    return conditional, predictions.eps[size:]
+    labels = jnp.stack([label, jnp.full_like(label, null_label)])
+    predictions = denoise_branches(denoise, z, logsnr, labels)
+    conditional = jax.tree.map(lambda array: array[0], predictions)
+    return conditional, predictions.eps[1]
 
   def conditional_alone(z, logsnr, label):
     prediction = denoise(z, logsnr, label)

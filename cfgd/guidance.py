@@ -128,6 +128,43 @@ def scale_score(denoise, scale):
   return scaled
 
 
+# A network that does what guidance does.
+
+
+def distillation_loss(
+  student, teacher, keys, x, label, *, w_low, w_high, null_label, schedule
+):
+  """Return the error of a student that takes w, of each example.
+
+  Meng et al., arXiv:2210.03142, section 3.1: the student learns the teacher's
+  guided prediction for every w. The error is that of eps, as in
+  `diffusion.loss`, whose noise levels these are.
+
+  Args:
+    student: w [B] -> DenoiseFn under training.
+    teacher: DenoiseFn, trained with label dropout.
+    keys: [B] random keys, one per example.
+    x: [B, ...] clean data in [-1, 1].
+    label: [B] int class.
+    w_low: least guidance strength; w is uniform from it to w_high.
+    w_high: greatest.
+    null_label: label of the unconditional model.
+    schedule: diffusion.Schedule.
+
+  Returns:
+    [B] squared error of eps, a mean over the dimensions of x.
+  """
+  key_u, key_eps, key_w = (diffusion.fold_in(keys, i) for i in range(3))
+  logsnr = schedule.logsnr(jax.vmap(jax.random.uniform)(key_u))
+  w = w_low + (w_high - w_low) * jax.vmap(jax.random.uniform)(key_w)
+  z = diffusion.diffuse(x, diffusion.normal(key_eps, x.shape[1:]), logsnr)
+  labels = jnp.stack([label, jnp.full_like(label, null_label)])
+  eps = diffusion.denoise_branches(teacher, z, logsnr, labels).eps
+  guided = jax.lax.stop_gradient(diffusion.extrapolate(*eps, w))
+  error = student(w)(z, logsnr, label).eps - guided
+  return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+
+
 # Strengths that depend on the noise level.
 
 

@@ -38,6 +38,7 @@ _RECORDED_AS = {
 # added here; one that runs have recorded must stay where it is, or their
 # digests change.
 _FREE = {
+  "distill": ("teacher",),
   "data": ("dir", "threads", "prefetch"),
   "model": ("remat",),
   "train": (
@@ -52,6 +53,11 @@ _FREE_SECTIONS = ("sampling", "metrics", "sweep")
 _LAYOUT = ("batch_size", "chunk_size")
 # Fields of `sampling` that predictions depend on, whatever the sampler.
 _OF_PREDICT = (*methods.Strength._fields, "v", "rescale", "score_scale")
+# Fields of a model that its samples may have otherwise: the computation's type,
+# as parameters are float32, and which teacher it had, as none is needed now.
+_NOT_OF_SAMPLES = (
+  *("model.dtype", "distill.teacher_step", "distill.teacher_model"),
+)
 # Recorded fields that say where checkpoints are and how many images there are.
 _PLACES = (
   *("sampling.num_samples", "sampling.checkpoint_step"),
@@ -135,6 +141,34 @@ def _of_model(plain):
   }
 
 
+# What networks that work together, one guiding or teaching the other, must share.
+_SHARED = {
+  "data": ("image_size", "channels", "num_classes"),
+  "diffusion": ("timesteps", "logsnr_min", "logsnr_max"),
+}
+
+
+def require_shared(ours, theirs, where):
+  """Raise unless two networks are for the same images and noise levels.
+
+  Args:
+    ours: ConfigDict.
+    theirs: ConfigDict of the other network.
+    where: it is, for the message, as "field=folder".
+
+  Raises:
+    errors.UserError: names the first field that differs.
+  """
+  for section, names in _SHARED.items():
+    for name in names:
+      one, other = ours[section][name], theirs[section][name]
+      if one != other:
+        raise errors.UserError(
+          f"{where} was trained with {section}.{name}={other!r}, the model "
+          f"with {one!r}: they must agree"
+        )
+
+
 def _record(workdir):
   return epath.Path(workdir) / "config.json"
 
@@ -160,6 +194,13 @@ def recorded_config(workdir):
     errors.UserError: there is none, or it is not JSON.
   """
   return from_dict(_read_record(workdir))
+
+
+def step_of_teacher(workdir):
+  """Return the checkpoint that a student was begun from; -1 before that."""
+  if not _record(workdir).exists():
+    return -1
+  return recorded_config(workdir).distill.teacher_step
 
 
 def model_digest(config, workdir):
@@ -406,9 +447,6 @@ def settings_digest(settings, default=None):
 def claim_samples(model, guide, *, write):
   """Return the folder of a model's samples; make sure that it belongs to them.
 
-  Samples may differ from training in model.dtype: parameters are float32
-  whatever the computation's type.
-
   Args:
     model: (config, workdir, step of the checkpoint).
     guide: the same of the guiding network, or None.
@@ -420,7 +458,7 @@ def claim_samples(model, guide, *, write):
   """
   config, workdir, step = model
   warn_of_unused(config)
-  claim_workdir(config, workdir, write=False, ignore=("model.dtype",))
+  claim_workdir(config, workdir, write=False, ignore=_NOT_OF_SAMPLES)
   sampling = of_sampling(config)
   found = {
     "model": model_digest(config, workdir),

@@ -30,6 +30,7 @@ class Networks(NamedTuple):
       model's DenoiseFn; else None.
     combine: how two predictions combine, see `diffusion.guide_away`.
     two_passes: see `diffusion.classifier_free_guidance`.
+    at: w [B] -> DenoiseFn, of a model that takes w; else None.
   """
 
   denoise: Callable
@@ -37,6 +38,7 @@ class Networks(NamedTuple):
   guide: Callable | None
   combine: Callable
   two_passes: bool
+  at: Callable | None = None
 
 
 class Strength(NamedTuple):
@@ -51,14 +53,29 @@ class Strength(NamedTuple):
   classifier_w: Any
 
 
+class Costs(NamedTuple):
+  """What parts of an evaluation cost, in forward passes of the model.
+
+  Attributes:
+    guide: one forward pass of the guiding network.
+    branch: another label for the same z, in one call: 1, or less with late
+      conditioning.
+    classes: the number of classes; no cost.
+  """
+
+  guide: float
+  branch: float
+  classes: int
+
+
 class Method(NamedTuple):
   """A row of METHODS.
 
   Attributes:
     build: (Networks, Strength) -> DenoiseFn, without a classifier's score.
-    evaluations: (Strength, guide, classes) -> what predicting one x costs, in
-      forward passes of the model; `guide` is the cost of one forward pass of
-      the guiding network, `classes` their number.
+    evaluations: (Strength, Costs) -> what predicting one x costs, in forward
+      passes of the model.
+    tasks: of training, whose models it samples.
     score: None, or (Networks, Strength) -> a classifier's score that is added
       to the model's, see `guidance.classifier_score`.
     guide: task of the guiding network, "classifier" or "diffusion"; "": none.
@@ -71,6 +88,7 @@ class Method(NamedTuple):
 
   build: Callable
   evaluations: Callable
+  tasks: tuple[str, ...] = ("diffusion",)
   score: Callable | None = None
   guide: str = ""
   null: bool = False
@@ -102,6 +120,10 @@ def _classifier_free(networks, strength):
   )
 
 
+def _distilled(networks, strength):
+  return networks.at(strength.w)
+
+
 def _from_weaker(networks, strength):
   return diffusion.guide_away(
     networks.denoise, networks.guide, strength.w, combine=networks.combine
@@ -115,36 +137,50 @@ def _from_marginal(networks, strength):
   )
 
 
-def _gradient(w, guide):
-  return _PASSES_OF_A_GRADIENT * guide * (w != 0)
+def _gradient(w, costs):
+  return _PASSES_OF_A_GRADIENT * costs.guide * (w != 0)
+
+
+def _branch(strength, costs):
+  return costs.branch * (strength.w != 0)
 
 
 METHODS = {
   "none": Method(
     _conditional,
-    evaluations=lambda strength, guide, classes: 1,
+    evaluations=lambda strength, costs: 1,
+    tasks=("diffusion", "guided_student"),
     strengths=(),
     combines=False,
   ),
   # Classifier-free guidance, Algorithm 2.
   "cfg": Method(
     _classifier_free,
-    evaluations=lambda strength, guide, classes: 1 + (strength.w != 0),
+    evaluations=lambda strength, costs: 1 + _branch(strength, costs),
     null=True,
+    at_zero={"w": "none"},
+  ),
+  # By one network that was trained to predict the guided eps of another,
+  # arXiv:2210.03142.
+  "distilled": Method(
+    _distilled,
+    evaluations=lambda strength, costs: 1,
+    tasks=("guided_student",),
+    combines=False,
     at_zero={"w": "none"},
   ),
   # Away from a weaker model, arXiv:2406.02507.
   "auto": Method(
     _from_weaker,
-    evaluations=lambda strength, guide, classes: 1 + guide * (strength.w != 0),
+    evaluations=lambda strength, costs: 1 + costs.guide * (strength.w != 0),
     guide="diffusion",
     at_zero={"w": "none"},
   ),
   # As cfg, with the mean over the classes as unconditional model, section 5.
   "marginal": Method(
     _from_marginal,
-    evaluations=lambda strength, guide, classes: (
-      1 + (classes + guide) * (strength.w != 0)
+    evaluations=lambda strength, costs: (
+      1 + (costs.classes + costs.guide) * (strength.w != 0)
     ),
     guide="classifier",
     at_zero={"w": "none"},
@@ -153,9 +189,7 @@ METHODS = {
   # By the gradient of a noisy classifier, section 3.1.
   "classifier": Method(
     _conditional,
-    evaluations=lambda strength, guide, classes: (
-      1 + _gradient(strength.w, guide)
-    ),
+    evaluations=lambda strength, costs: 1 + _gradient(strength.w, costs),
     score=lambda networks, strength: guidance.classifier_score(
       networks.guide, strength.w
     ),
@@ -166,9 +200,7 @@ METHODS = {
   # The same on the unconditional model, with w + 1.
   "classifier_null": Method(
     _unconditional,
-    evaluations=lambda strength, guide, classes: (
-      1 + _gradient(strength.w + 1, guide)
-    ),
+    evaluations=lambda strength, costs: 1 + _gradient(strength.w + 1, costs),
     score=lambda networks, strength: guidance.classifier_score(
       networks.guide, strength.w + 1.0
     ),
@@ -179,8 +211,8 @@ METHODS = {
   # Both at once, each with a strength of its own.
   "cfg+classifier": Method(
     _classifier_free,
-    evaluations=lambda strength, guide, classes: (
-      1 + (strength.w != 0) + _gradient(strength.classifier_w, guide)
+    evaluations=lambda strength, costs: (
+      1 + _branch(strength, costs) + _gradient(strength.classifier_w, costs)
     ),
     score=lambda networks, strength: guidance.classifier_score(
       networks.guide, strength.classifier_w

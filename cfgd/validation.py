@@ -6,6 +6,7 @@ import math
 import re
 
 from flax import traverse_util
+import numpy as np
 
 from cfgd import diffusion
 from cfgd import identity
@@ -106,7 +107,12 @@ def _named(sections):
 RULES = {
   **dict.fromkeys(_named(_FROM_1), _at_least(1)),
   **dict.fromkeys(_named(_FROM_0), _at_least(0)),
-  "task": _one_of("diffusion", "classifier"),
+  "task": _one_of("diffusion", "classifier", "guided_student"),
+  "model.condition": _one_of("all", "decoder"),
+  "distill.w_low": _at_least(-1),
+  "distill.teacher_step": _that(
+    lambda value: value >= -1, "must be a step, or -1 for the newest"
+  ),
   "model.channel_mult": _each(int, float),
   "model.attention_resolutions": _each(int),
   "model.dtype": _one_of("float32", "bfloat16"),
@@ -181,7 +187,7 @@ def validate_generation(config):
   _require(
     config,
     "task",
-    config.task == "diffusion",
+    config.task != "classifier",
     "makes no samples; give the config of a diffusion model",
   )
 
@@ -213,6 +219,10 @@ def _validate_task(config):
       model.num_head_channels > 0,
       "must be above 0 where task='classifier': its pool has heads by width",
     )
+    text = "must be 'all' where task='classifier': it has no decoder"
+    require("model.condition", model.condition == "all", text)
+  if config.task == "guided_student":
+    _validate_student(config)
   require(
     "model.learn_sigma",
     not model.learn_sigma or config.diffusion.timesteps != "uniform",
@@ -223,6 +233,31 @@ def _validate_task(config):
     "diffusion.p_uncond",
     model.null_row or config.diffusion.p_uncond == 0,
     "must be 0 where model.null_row=False leaves no label to drop to",
+  )
+
+
+def _validate_student(config):
+  """Check the fields of a network that learns what guidance predicts."""
+  require, distill = functools.partial(_require, config), config.distill
+  require(
+    "distill.w_low",
+    distill.w_low < distill.w_high < math.inf,
+    f"must be below distill.w_high={distill.w_high}",
+  )
+  require(
+    "diffusion.p_uncond",
+    config.diffusion.p_uncond == 0,
+    "must be 0 where task='guided_student': it drops no labels",
+  )
+  require(
+    "model.null_row",
+    config.model.null_row,
+    "must be True where task='guided_student': its teacher has one",
+  )
+  require(
+    "train.init_from",
+    not config.train.init_from,
+    "must be '' where task='guided_student': it starts from its teacher",
   )
 
 
@@ -416,6 +451,14 @@ def _validate_method(config):
   classes = config.data.num_classes
   require(
     "sampling.guidance",
+    config.task == "classifier" or config.task in method.tasks,
+    f"does not sample task={config.task!r}; methods that do: "
+    f"{tuple(k for k, row in methods.METHODS.items() if config.task in row.tasks)}",
+  )
+  if "w" in method.strengths and config.task == "guided_student":
+    _validate_trained_w(config)
+  require(
+    "sampling.guidance",
     not method.max_classes or classes <= method.max_classes,
     "makes a forward pass per class at every step, for at most "
     f"{method.max_classes} classes; with data.num_classes={classes} use a "
@@ -443,6 +486,31 @@ def _validate_method(config):
     "sampling.rescale",
     not sampling.rescale or method.combines,
     f"must be 0 where {here} has no second eps",
+  )
+
+
+def _validate_trained_w(config):
+  """Check that every w that a student is given is one that it was trained for.
+
+  Schedules of w are monotone, so their ends are their limits.
+  """
+  sampling, levels = config.sampling, config.diffusion
+  low, high = config.distill.w_low, config.distill.w_high
+  schedule = diffusion.Schedule(levels.logsnr_min, levels.logsnr_max)
+  weight = methods.W_SCHEDULES[sampling.w_schedule](
+    sampling.w, schedule=schedule
+  )
+  ends = np.asarray([levels.logsnr_min, levels.logsnr_max], np.float32)
+  given = [float(w) for w in weight(ends)]
+  given += [0.0] if tuple(sampling.interval) else []
+  # Schedules round.
+  slack = 1e-5 * max(1.0, abs(high))
+  _require(
+    config,
+    "sampling.w",
+    low - slack <= min(given) and max(given) <= high + slack,
+    f"gives the student w from {min(given):g} to {max(given):g}, and it was "
+    f"trained for distill.w_low={low:g} to distill.w_high={high:g}",
   )
 
 

@@ -18,8 +18,9 @@ def get_config():
   """Return the complete config."""
   return ml_collections.ConfigDict(
     {
-      # diffusion, or classifier: the noisy classifier of classifier guidance,
-      # on the same data and noise levels.
+      # diffusion; classifier: the noisy classifier of classifier guidance, on
+      # the same data and noise levels; guided_student: a network that takes w
+      # and predicts what a diffusion model predicts with guidance.
       "task": "diffusion",
       # Of all randomness in training: data order, flips, noise, label dropout.
       "seed": 0,
@@ -63,6 +64,9 @@ def get_config():
         "dropout": 0.1,
         # Embed a null label, which classifier-free guidance needs.
         "null_row": True,
+        # Blocks that see the label (and a student's w): all, or the decoder's
+        # and the middle's, so that guidance runs the encoder once.
+        "condition": "all",
         # Predict v beside eps, as ADM: twice the output channels.
         "learn_sigma": False,
         # Recompute activations in the backward pass: less memory, slower.
@@ -81,6 +85,18 @@ def get_config():
         "timesteps": "uniform",
         # Probability of training an example without its label.
         "p_uncond": 0.1,
+      },
+      # Of task guided_student alone.
+      "distill": {
+        # Workdir of the teacher, a diffusion model of the same network, and its
+        # checkpoint; -1: the newest when training starts.
+        "teacher": "",
+        "teacher_step": -1,
+        # What the teacher is, filled in by training; '': any.
+        "teacher_model": "",
+        # Each example draws its w between these.
+        "w_low": 0.0,
+        "w_high": 4.0,
       },
       "optim": {
         # Adam, or AdamW where weight_decay is not 0.
@@ -256,6 +272,9 @@ def get_config():
         # Fields that turn this config into that of a noisy classifier, trained
         # for the cells that need one; {}: they set guide_dir.
         "classifier": {},
+        # Fields that turn this config into that of a guided student, trained
+        # from each model for the cells with guidance='distilled'; {}: none.
+        "student": {},
         # Tests of the paper's claims over the seeds. confidence: 1 minus the
         # error rate of the primary claims together, and of each secondary one.
         # alike: two curves are alike up to this ratio. small_w: guidance is

@@ -18,7 +18,7 @@ from configs import base
 from configs import claims
 from configs import embedded
 
-_NOTES = (
+NOTES = (
   "The experiment of 'Classifier-Free Diffusion Guidance' (arXiv:2207.12598) "
   "in minutes, on 4,000 MNIST digits of 10x10 pixels, with the code that runs "
   "on ImageNet. It says nothing about ImageNet: fd_embedded and is_embedded "
@@ -39,13 +39,13 @@ def get_config(form="demo"):
   config.sweep.distance = "fd_embedded"
   config.sweep.score = "is_embedded"
   config.sweep.title = "Classifier-free guidance on 10x10 digits"
-  config.sweep.notes = _NOTES
+  config.sweep.notes = NOTES
   if form == "gate":
     claims.add_gate(config, (400, 800, 1_600))
   elif form == "claims":
     claims.add(config, seeds=5)
     config.sweep.title = "The paper's claims on 10x10 digits"
-    config.sweep.notes = (*_NOTES, claims.note(config, "make results"))
+    config.sweep.notes = (*NOTES, claims.note(config, "make results"))
   else:
     _add_demo(config, form)
   return config

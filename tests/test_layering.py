@@ -31,6 +31,7 @@ for _name in ("sweep", "report", "paper"):
 # Modules that take configs, beside libraries in the same folder that do not.
 FRONTS = {
   *("training.loop", "training.tasks", "training.importer"),
+  "training.teacher",
   *("sampling.generate", "sampling.trained"),
   *("metrics.evaluate", "metrics.fid", "metrics.own"),
   *("metrics.feature_training",),

@@ -37,10 +37,10 @@ def test_the_documentation_has_what_a_method_needs_and_costs(name):
   strength = methods.Strength(w=1.0, classifier_w=1.0)
   written = re.sub(r"(\d)g", r"\1 * g", cost)
   for g, classes in ((0.25, 10), (2.0, 3)):
-    made = method.evaluations(strength, g, classes)
+    made = method.evaluations(strength, methods.Costs(g, 1.0, classes))
     assert eval(written, {"g": g, "K": classes}) == made
   unguided = methods.Strength(w=0.0, classifier_w=0.0)
-  at_zero = method.evaluations(unguided, 0.25, 10)
+  at_zero = method.evaluations(unguided, methods.Costs(0.25, 1.0, 10))
   assert at_zero == (1 if method.at_zero or not method.strengths else 1.5)
 
 

@@ -7,6 +7,7 @@ embedding are always float32. float32 products are exact to float32, see
 `precision_of`.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -227,12 +228,17 @@ class ResBlock(nn.Module):
     resample: "none", "up" or "down".
     dropout: probability before the last convolution.
     dtype: of matmuls and convolutions.
+    copies: the batch consists of this many copies of one.
+    own: channels of x, the first, in which the copies differ; unused if there
+      is one.
   """
 
   features: int
   resample: str
   dropout: float
   dtype: Any
+  copies: int = 1
+  own: int = 0
 
   @nn.compact
   def __call__(self, x, embedding, dropout_keys):
@@ -246,7 +252,7 @@ class ResBlock(nn.Module):
     if self.resample == "up" and convolution.skips_zeros():
       after = convolution.of_upsampled
     else:
-      h, after = resample(h), convolution.general_dilated
+      h, after = resample(h), self._of_copies(channels=x.shape[-1])
     h = conv(self.features, 3, "in_layers_2", self.dtype, how=after)(h)
 
     film = dense(2 * self.features, "emb_layers_1", self.dtype)(
@@ -258,9 +264,23 @@ class ResBlock(nn.Module):
     h = conv(self.features, 3, "out_layers_3", self.dtype, zero=True)(h)
 
     if x.shape[-1] != self.features:
-      x = conv(self.features, 1, "skip_connection", self.dtype)(x)
+      of_copies = self._of_copies()
+      x = conv(self.features, 1, "skip_connection", self.dtype, how=of_copies)(x)
     assert h.shape == x.shape, (h.shape, x.shape)
     return xla.materialize(x + h)
+
+  def _of_copies(self, *, channels=None):
+    """Return how to convolve x; `channels` of a normalised one.
+
+    GroupNorm makes all channels of a group differ if one does.
+    """
+    if self.copies == 1:
+      return convolution.general_dilated
+    group = channels // _NUM_GROUPS if channels else 1
+    own = -(-self.own // group) * group
+    return functools.partial(
+      convolution.of_copies, copies=self.copies, own=own
+    )
 
 
 def attention_implementation(platform, capability, dtype, tokens, head_width):

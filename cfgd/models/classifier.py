@@ -22,7 +22,9 @@ class Classifier(unet.Encoder, kw_only=True):
 
     H and W must be those that the network was initialised with.
     """
-    h, _ = self.encode(z, self.embed_time(time), dropout_keys)
+    embedding = self.embed_time(time)
+    h = self.down(z, embedding, dropout_keys)[-1]
+    h = self.middle(h, embedding, dropout_keys)
     h = nn.silu(blocks.GroupNorm(self.dtype, name="out_0")(h))
     pool = blocks.AttentionPool(
       self.num_classes, self.num_head_channels, self.dtype, name="out_2"

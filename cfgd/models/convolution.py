@@ -32,6 +32,33 @@ def general_dilated(x, kernel, strides, padding, *, precision, **how):
   return _with_products(convolve, precision)(x, kernel)
 
 
+def of_copies(x, kernel, strides, padding, *, copies, own, **how):
+  """Convolve copies of a batch that differ in their first channels alone.
+
+  The products of the other channels are computed once for all copies.
+
+  Args:
+    x: [copies B, H, W, I], copy by copy.
+    kernel: [k, k, I, O].
+    strides: as of `general_dilated`, like padding and the others.
+    padding: see strides.
+    copies: their number.
+    own: channels that differ.
+    **how: see strides.
+
+  Returns:
+    [copies B, H', W', O].
+  """
+  convolve = functools.partial(
+    general_dilated, strides=strides, padding=padding, **how
+  )
+  first = x[: x.shape[0] // copies, ..., own:]
+  shared = jnp.tile(convolve(first, kernel[:, :, own:]), (copies, 1, 1, 1))
+  if not own:
+    return shared
+  return convolve(x[..., :own], kernel[:, :, :own]) + shared
+
+
 def skips_zeros():
   """Return whether `of_upsampled` is faster here than upsampling first.
 

@@ -8,6 +8,7 @@ import functools
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,19 +41,27 @@ class Model(NamedTuple):
     """Return `adm_respaced` log-SNRs of the network's discrete schedule."""
     return adm_respaced(self.timesteps.removeprefix("adm_"), num)
 
-  def denoiser(self, params, *dropout_keys):
+  def denoiser(self, params, *dropout_keys, w=None, own_v=True):
     """Return the DenoiseFn of a diffusion network.
 
     Its `v` is None unless the network has 2C channels, ADM's learned sigma.
+    Networks with late conditioning have `branches`, see
+    `diffusion.denoise_branches`.
 
     Args:
       params: of the network.
       *dropout_keys: [B] keys; none switches dropout off.
+      w: [B] guidance strength, for a network that takes it; None is 0.
+      own_v: whether to return the v that a network predicts.
     """
+
+    strength = {} if w is None else {"w": w}
 
     def denoise(z, logsnr, label):
       out = self.network.apply(
-        {"params": params}, z, self.time(logsnr), label, *dropout_keys
+        *({"params": params}, z, self.time(logsnr), label),
+        *dropout_keys,
+        **strength,
       )
       channels = z.shape[-1]
       assert out.shape[-1] in (channels, 2 * channels), (out.shape, z.shape)
@@ -61,8 +70,15 @@ class Model(NamedTuple):
       eps, raw = jnp.split(out, 2, axis=-1)
       # The variance is exp(v log beta + (1 - v) log beta~), arXiv:2102.09672
       # eq. 15; the network predicts 2 v - 1 and, as there, is not clipped.
-      return diffusion.Prediction(eps, (raw + 1.0) / 2.0)
+      return diffusion.Prediction(eps, (raw + 1.0) / 2.0 if own_v else None)
 
+    def branches(z, logsnr, labels):
+      predictions = denoise(z, logsnr, labels.reshape(-1))
+      shape = (labels.shape[0], *z.shape)
+      return jax.tree.map(lambda array: array.reshape(shape), predictions)
+
+    if self.network.condition == "decoder" and w is None:
+      denoise.branches = branches
     return denoise
 
   def classifier(self, params, *dropout_keys):

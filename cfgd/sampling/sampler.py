@@ -88,22 +88,19 @@ def make_sampler(
 
 def _networks(model, guide, params, choices, numbers, **branches):
   """Return the methods.Networks of parameters."""
-  denoise = model.denoiser(params[0])
-  if choices.v_from == "config":
-    denoise = _without_own_v(denoise)
+  denoiser = functools.partial(
+    model.denoiser, params[0], own_v=choices.v_from == "own"
+  )
   combine = diffusion.extrapolate
   if choices.rescale:
     combine = functools.partial(guidance.rescaled, phi=numbers["rescale"])
   return methods.Networks(
-    denoise=denoise,
+    denoise=denoiser(),
+    at=(lambda w: denoiser(w=w)) if model.network.takes_w else None,
     guide=guide and _guide(guide, params[1], choices),
     combine=combine,
     **branches,
   )
-
-
-def _without_own_v(denoise):
-  return lambda *inputs: diffusion.Prediction(denoise(*inputs).eps)
 
 
 def _guide(guide, params, choices):

@@ -10,12 +10,6 @@ from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 
-# What a guiding network must share with the model.
-_SHARED = {
-  "data": ("image_size", "channels", "num_classes"),
-  "diffusion": ("timesteps", "logsnr_min", "logsnr_max"),
-}
-
 
 class Trained(NamedTuple):
   """A checkpoint of a run: its config, its workdir, its step."""
@@ -57,14 +51,7 @@ def find(config, workdir):
       f"sampling.guide_dir={folder}: a {theirs.task} network, but "
       f"sampling.guidance='{sampling.guidance}' needs a {task} network"
     )
-  for section, names in _SHARED.items():
-    for name in names:
-      ours, other = config[section][name], theirs[section][name]
-      if ours != other:
-        raise errors.UserError(
-          f"sampling.guide_dir={folder} was trained with {section}.{name}="
-          f"{other!r}, the model with {ours!r}: they must agree"
-        )
+  identity.require_shared(config, theirs, f"sampling.guide_dir={folder}")
   return model, Trained(theirs, folder, step)
 
 

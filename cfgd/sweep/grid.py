@@ -20,8 +20,8 @@ _NO_EFFECT = (
   *("feature_dir", "cache_dir", "inception"),
   *("batch_size", "inception_batch_size", "chunk_size"),
 )
-# Prefix of the settings of a classifier that the sweep trains.
-_CLASSIFIER = "classifier."
+# Prefixes of the settings of the other models that the sweep trains.
+_CLASSIFIER, _TEACHER = "classifier.", "teacher."
 
 
 class Cell(NamedTuple):
@@ -130,19 +130,40 @@ def cell_config(config, *, p_uncond, seed=None, **sampling):
   return config
 
 
-def classifier_config(config):
-  """Return the config of a sweep's own classifier, None if it has none."""
-  if not config.sweep.classifier:
-    return None
+def _changed(config, name):
+  """Return a copy of a sweep's config with the fields of one of its sections.
+
+  Args:
+    config: ConfigDict of the sweep.
+    name: "classifier" or "student".
+  """
   config = config.copy_and_resolve_references()
-  changes = identity.flatten(config.sweep.classifier.to_dict())
+  changes = identity.flatten(config.sweep[name].to_dict())
   for field, value in changes.items():
     if field not in identity.defaults():
       advice = identity.RENAMED.get(field, "see configs/base.py")
       raise errors.UserError(
-        f"sweep.classifier.{field}={value!r}: no such field; {advice}"
+        f"sweep.{name}.{field}={value!r}: no such field; {advice}"
       )
   config.update_from_flattened_dict(changes)
+  return config
+
+
+def student_config(config):
+  """Return the config of a sweep's students, None if it has none."""
+  if not config.sweep.student:
+    return None
+  config = _changed(config, "student")
+  config.task = "guided_student"
+  config.diffusion.p_uncond = 0.0
+  return config
+
+
+def classifier_config(config):
+  """Return the config of a sweep's own classifier, None if it has none."""
+  if not config.sweep.classifier:
+    return None
+  config = _changed(config, "classifier")
   # It makes no samples, and what the cells set may need guidance.
   config.sampling.update(
     {"guidance": "none", "w": 0.0, "sampler": "ancestral"}
@@ -164,6 +185,7 @@ class Planned:
     guide_config: of the classifier that the sweep trains to guide this cell;
       None if there is none.
     guide_dir: folder of its run.
+    teacher: Training of the model whose student this cell's is, or None.
   """
 
   cell: Cell
@@ -173,6 +195,16 @@ class Planned:
   settings: dict[str, Any]
   guide_config: ml_collections.ConfigDict | None = None
   guide_dir: epath.Path | None = None
+  teacher: "Training | None" = None
+
+  @property
+  def trainings(self):
+    """The models that the cell needs, in the order of their training."""
+    found = [] if self.teacher is None else [self.teacher]
+    found.append(Training(self.config, self.run_dir, self.teacher))
+    if self.guide_config is not None:
+      found.append(Training(self.guide_config, self.guide_dir))
+    return found
 
   def claim(self, *, write):
     """Check or record the settings, see `identity.claim_settings`."""
@@ -195,17 +227,26 @@ def plan(config, workdir):
     _plan_cell(config, epath.Path(workdir), cell)
     for cell in cells(sweep.grids, config.sampling, tuple(sweep.seeds))
   ]
-  classifier = classifier_config(config)
-  if classifier is not None:
-    validation.validate(classifier, num_devices=jax.device_count())
+  for other in (classifier_config(config), student_config(config)):
+    if other is not None:
+      # What the cells set may need what this one lacks.
+      other.sampling.update({"guidance": "none", "w": 0.0, "rescale": 0.0})
+      validation.validate(other, num_devices=jax.device_count())
   return planned
 
 
 class Training(NamedTuple):
-  """A model that cells need: a diffusion model, or a classifier as a guide."""
+  """A model that cells need.
+
+  Attributes:
+    config: of a diffusion model, a student, or a classifier as a guide.
+    run_dir: folder of its run.
+    teacher: Training that must be done before, or None.
+  """
 
   config: ml_collections.ConfigDict
   run_dir: epath.Path
+  teacher: "Training | None" = None
 
 
 def trainings(planned):
@@ -216,10 +257,9 @@ def trainings(planned):
   """
   found = {}
   for one in planned:
-    found.setdefault(one.run_dir, one.config)
-    if one.guide_config is not None:
-      found.setdefault(one.guide_dir, one.guide_config)
-  return [Training(config, run_dir) for run_dir, config in found.items()]
+    for training in one.trainings:
+      found.setdefault(training.run_dir, training)
+  return list(found.values())
 
 
 def _plan_cell(config, workdir, cell):
@@ -233,23 +273,42 @@ def _plan_cell(config, workdir, cell):
   )
   if not config.metrics.feature_dir:
     config.metrics.feature_dir = str(workdir / "feature_net")
-  guide_config = guide_dir = None
-  if _trains_its_classifier(config):
+  guide_config = guide_dir = teacher = None
+  run_dir = workdir / "runs" / f"p{cell.p_uncond:g}{cell.suffix}"
+  if _trains_its_student(config):
+    teacher = Training(_teacher_config(config), run_dir)
+    config = student_config(config)
+    config.distill.teacher = str(run_dir)
+    run_dir = run_dir.with_name(f"student_{run_dir.name}")
+  elif _trains_its_classifier(config):
     guide_dir = workdir / "runs" / f"classifier{cell.suffix}"
     config.sampling.guide_dir = str(guide_dir)
     guide_config = classifier_config(config)
   validation.validate(config, num_devices=jax.device_count())
-  fields = _settings(config, guide_config)
+  fields = _settings(config, guide_config, teacher)
   name = f"{cell.id}-{identity.settings_digest(fields, _defaults())}"
   return Planned(
     cell,
     config,
-    run_dir=workdir / "runs" / f"p{cell.p_uncond:g}{cell.suffix}",
+    run_dir=run_dir,
     folder=workdir / "cells" / name,
     settings=fields,
     guide_config=guide_config,
     guide_dir=guide_dir,
+    teacher=teacher,
   )
+
+
+def _trains_its_student(config):
+  tasks = methods.METHODS[config.sampling.guidance].tasks
+  return config.task not in tasks and bool(config.sweep.student)
+
+
+def _teacher_config(config):
+  """Return the config of a cell's teacher, which the cell does not sample."""
+  config = config.copy_and_resolve_references()
+  config.sampling.update({"guidance": "none", "w": 0.0})
+  return config
 
 
 def _trains_its_classifier(config):
@@ -260,7 +319,7 @@ def _trains_its_classifier(config):
   )
 
 
-def _settings(config, guide_config):
+def _settings(config, guide_config, teacher):
   """Return all that the numbers of a cell depend on, by dotted field."""
   metrics = identity.to_dict(config)["metrics"]
   metrics = {k: v for k, v in metrics.items() if k not in _NO_EFFECT}
@@ -274,6 +333,9 @@ def _settings(config, guide_config):
     del fields["sampling.second_dir"]
     guide = _model_settings(guide_config)
     fields |= {_CLASSIFIER + k: v for k, v in guide.items()}
+  if teacher is not None:
+    theirs = _model_settings(teacher.config)
+    fields |= {_TEACHER + k: v for k, v in theirs.items()}
   return fields
 
 
@@ -284,7 +346,11 @@ def _model_settings(config):
 
 def _defaults():
   default = identity.recorded_defaults()
-  return default | {_CLASSIFIER + k: v for k, v in default.items()}
+  return default | {
+    prefix + k: v
+    for prefix in (_CLASSIFIER, _TEACHER)
+    for k, v in default.items()
+  }
 
 
 def shard(planned, index, count):

@@ -150,7 +150,8 @@ def evaluations(config, guide_cost):
   strengths = (
     methods.Strength(sampling.w * k, sampling.classifier_w * k) for k in inside
   )
-  return sum(method.evaluations(k, guide_cost, classes) for k in strengths)
+  costs = methods.Costs(guide_cost, build.branch_cost(config), classes)
+  return sum(method.evaluations(k, costs) for k in strengths)
 
 
 def costs(config, plan):
@@ -161,6 +162,15 @@ def costs(config, plan):
     _training(f"training, p_uncond={p:g}", config, one, seeds)
     for p in sorted({planned.cell.p_uncond for planned in plan})
   ]
+  student = grid.student_config(config)
+  if student is not None:
+    # Its teacher predicts with guidance.
+    passes = _PASSES["train"] + 1 + build.branch_cost(config)
+    taught = {k.cell.p_uncond for k in plan if k.teacher is not None}
+    parts += [
+      _training(f"student, p_uncond={p:g}", student, one, seeds, passes)
+      for p in sorted(taught)
+    ]
   classifier, share = grid.classifier_config(config), 0.0
   if classifier is not None:
     share = build.forward_flop(classifier) / one
@@ -175,10 +185,9 @@ def costs(config, plan):
   return parts
 
 
-def _training(name, config, one, seeds):
+def _training(name, config, one, seeds, passes=_PASSES["train"]):
   images = config.train.steps * config.train.batch_size * seeds
   name += f", {seeds} seeds" if seeds > 1 else ""
-  passes = _PASSES["train"]
   return Cost(name, 0, passes, images, images * passes * one)
 
 

@@ -93,6 +93,8 @@ def train(config, workdir, *, shard=(1, 1)):
   for training in grid.trainings(plan)[index - 1 :: count]:
     logging.info("Training %s", training.run_dir)
     try:
+      if training.teacher is not None:  # perhaps another job's
+        loop.train(training.teacher.config, training.teacher.run_dir)
       loop.train(training.config, training.run_dir)
     except Exception as error:
       name = training.run_dir.name
@@ -223,9 +225,8 @@ class _Job:
   def _make(self, planned):
     """Train what the cell needs, sample and score."""
     start = time.monotonic()
-    self._train(planned.config, planned.run_dir)
-    if planned.guide_config is not None:
-      self._train(planned.guide_config, planned.guide_dir)
+    for training in planned.trainings:
+      self._train(training.config, training.run_dir)
     trained = time.monotonic()
     _sample_and_score(planned, trained, training_seconds=trained - start)
 

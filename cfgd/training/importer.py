@@ -26,6 +26,11 @@ def import_checkpoint(config, workdir, source):
       network has, or a workdir that is in use.
   """
   validation.validate(config, num_devices=1)
+  if config.model.condition != "all":
+    raise errors.UserError(
+      f"model.condition={config.model.condition!r}: published weights see the "
+      "label in all blocks; use 'all'"
+    )
   identity.claim_workdir(config, workdir, write=False)
   if checkpoint.steps(workdir):
     raise errors.UserError(f"{workdir} has checkpoints: use another --workdir")

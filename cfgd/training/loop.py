@@ -16,7 +16,6 @@ import numpy as np
 from cfgd import build
 from cfgd import identity
 from cfgd import validation
-from cfgd.convert import guided_diffusion
 from cfgd.data import prepare
 from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
@@ -29,6 +28,7 @@ from cfgd.training import events
 from cfgd.training import progress as progress_lib
 from cfgd.training import state as state_lib
 from cfgd.training import tasks
+from cfgd.training import teacher
 
 _PROGRESS_SECONDS = 15.0
 # Times train.watchdog_seconds that compiling, saving, and samples may take.
@@ -58,6 +58,7 @@ def train(config, workdir, *, wait=True):
   validation.validate(config, num_devices=jax.device_count())
   prepare.ensure(build.data_spec(config, training=True))
   source = build.source(config, "train", training=True)
+  config = teacher.resolved(config, workdir)
   identity.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):
     return
@@ -136,7 +137,7 @@ def _take_steps(run, source):
   state = _restore_or_start(run, source, meta)
   first_step = int(state.step)
   step, batches = build.train_step(config), build.batches(config, source, state)
-  traced = {"p_uncond": np.float32(config.diffusion.p_uncond)}
+  traced = tasks.TASKS[config.task].traced(config)
   progress = periodic_actions.ReportProgress(
     num_train_steps=train.steps, writer=run.writer, every_secs=_PROGRESS_SECONDS
   )
@@ -224,34 +225,14 @@ def _restore_or_start(run, source, meta):
   restored = run.checkpoints.restore_newest(state, meta)
   if restored is not None:
     return distributed.replicate(restored)
-  if config.train.init_from:
-    params = _initial_weights(config, state.params)
-    state = state.replace(
-      params=params, ema_params=jax.tree.map(np.copy, params)
-    )
+  task = tasks.TASKS[config.task]
+  params = task.start(config, state.params)
+  state = state.replace(params=params, ema_params=jax.tree.map(np.copy, params))
   if distributed.is_lead():
     overview = parameter_overview.get_parameter_overview(state.params)
     files.write_atomic(run.workdir / "parameters.txt", overview + "\n")
-  tasks.TASKS[config.task].check(config, source, state.params)
+  task.check(config, source, state.params)
   return distributed.replicate(state)
-
-
-def _initial_weights(config, like):
-  """Read train.init_from's averaged weights; add a null row if it lacks one.
-
-  Args:
-    config: ConfigDict.
-    like: parameters of the network under training.
-  """
-  origin = config.train.init_from
-  step = checkpoint.find_step(origin, -1)
-  theirs = identity.recorded_config(origin)
-  if theirs.model.null_row or not config.model.null_row:
-    return checkpoint.read_params(origin, step, like, "ema")
-  table = like["label_emb"]["embedding"]
-  without = like | {"label_emb": {"embedding": table[:-1]}}
-  params = checkpoint.read_params(origin, step, without, "ema")
-  return guided_diffusion.add_null_row(params)
 
 
 def _log_start(config, source, first_step, params):
@@ -259,7 +240,7 @@ def _log_start(config, source, first_step, params):
   logging.info(
     "Training a %s of %s parameters on %d images (%s), p_uncond=%g, from step "
     "%d to %d; %d processes, %d devices (%s), batch %d = %d per device.",
-    {"diffusion": "diffusion model"}.get(config.task, config.task),
+    tasks.TASKS[config.task].about,
     f"{parameter_overview.count_parameters(params):,}",
     len(source),
     source.preprocessing,

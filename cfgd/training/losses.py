@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from cfgd import diffusion
+from cfgd import guidance
 from cfgd.data import pixels
 
 _NOISE_BANDS = 4
@@ -36,6 +37,37 @@ def diffusion_loss(model, null_label):
       pixels.to_x(batch["image"]),
       batch["label"],
       p_uncond=traced["p_uncond"],
+      null_label=null_label,
+      schedule=model.schedule,
+    )
+    return values, {}
+
+  return loss
+
+
+@functools.cache
+def student_loss(model, teacher, null_label):
+  """Return the loss of a guided student, see `guidance.distillation_loss`.
+
+  It reads "teacher", the teacher's parameters, "w_low" and "w_high" in
+  `traced`.
+
+  Args:
+    model: parametrization.Model, whose network takes w and dropout keys.
+    teacher: parametrization.Model.
+    null_label: label of the unconditional model.
+  """
+
+  def loss(params, keys, batch, traced):
+    dropout_keys = diffusion.fold_in(keys, 1)
+    values = guidance.distillation_loss(
+      lambda w: model.denoiser(params, dropout_keys, w=w),
+      teacher.denoiser(traced["teacher"]),
+      diffusion.fold_in(keys, 0),
+      pixels.to_x(batch["image"]),
+      batch["label"],
+      w_low=traced["w_low"],
+      w_high=traced["w_high"],
       null_label=null_label,
       schedule=model.schedule,
     )

@@ -14,13 +14,17 @@ import numpy as np
 
 from cfgd import build
 from cfgd import diffusion
+from cfgd import identity
 from cfgd import methods
+from cfgd.convert import guided_diffusion
 from cfgd.data import images as image_ops
+from cfgd.runtime import checkpoint
 from cfgd.runtime import distributed
 from cfgd.runtime import errors
 from cfgd.runtime import files
 from cfgd.training import losses
 from cfgd.training import steps
+from cfgd.training import teacher
 
 _GRID_COLUMNS = 10
 
@@ -31,10 +35,17 @@ class Task(NamedTuple):
   Attributes:
     check: (config, source, params); raises where training cannot work.
     show: (config, state, workdir, writer); writes scalars and files.
+    traced: config -> what the loss reads in `traced`.
+    start: (config, params) -> the parameters to start from instead, given fresh
+      ones.
+    about: what it trains, for readers.
   """
 
   check: Callable
   show: Callable
+  traced: Callable
+  start: Callable
+  about: str
 
 
 def _check_conditioning(config, source, params):
@@ -69,6 +80,8 @@ def _preview(config):
   """Return a config that samples from the model under training alone."""
   config = config.copy_and_resolve_references()
   sampling, p_uncond = config.sampling, config.diffusion.p_uncond
+  if config.task == "guided_student":
+    return config
   sampling.guidance = methods.without_guide(sampling.guidance, p_uncond)
   if p_uncond in (0, 1):
     sampling.update(_UNGUIDED | {"w": -float(p_uncond)})
@@ -118,7 +131,55 @@ def _heldout_batches(source, count, batch_size):
     yield distributed.split(batch, devices)
 
 
+def _initial_weights(config, fresh):
+  """Read train.init_from's averaged weights; add a null row if it lacks one."""
+  origin = config.train.init_from
+  if not origin:
+    return fresh
+  step = checkpoint.find_step(origin, -1)
+  theirs = identity.recorded_config(origin)
+  if theirs.model.condition != config.model.condition:
+    raise errors.UserError(
+      f"model.condition={config.model.condition!r}: the weights in "
+      f"train.init_from={origin} were trained with "
+      f"{theirs.model.condition!r}"
+    )
+  if theirs.model.null_row or not config.model.null_row:
+    return checkpoint.read_params(origin, step, fresh, "ema")
+  table = fresh["label_emb"]["embedding"]
+  without = fresh | {"label_emb": {"embedding": table[:-1]}}
+  params = checkpoint.read_params(origin, step, without, "ema")
+  return guided_diffusion.add_null_row(params)
+
+
+def _traced_of_students(config):
+  return {
+    "teacher": distributed.replicate(teacher.params(config)),
+    "w_low": np.float32(config.distill.w_low),
+    "w_high": np.float32(config.distill.w_high),
+  }
+
+
 TASKS = {
-  "diffusion": Task(_check_conditioning, _show_samples),
-  "classifier": Task(lambda *_: None, _show_accuracy),
+  "diffusion": Task(
+    _check_conditioning,
+    _show_samples,
+    traced=lambda config: {"p_uncond": np.float32(config.diffusion.p_uncond)},
+    start=_initial_weights,
+    about="diffusion model",
+  ),
+  "classifier": Task(
+    lambda *_: None,
+    _show_accuracy,
+    traced=lambda config: {},
+    start=_initial_weights,
+    about="classifier",
+  ),
+  "guided_student": Task(
+    lambda *_: None,
+    _show_samples,
+    traced=_traced_of_students,
+    start=teacher.student_params,
+    about="guided student",
+  ),
 }

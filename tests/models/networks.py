@@ -21,6 +21,7 @@ _SHARED = {
 def make_unet(**changes):
   own = {"num_heads": 2, "num_head_channels": 0}
   own |= {"num_labels": 11, "out_channels": 3}
+  own |= {"condition": "all", "takes_w": False}
   return unet.UNet(**_SHARED | own | changes)
 
 

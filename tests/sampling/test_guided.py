@@ -39,13 +39,26 @@ class Blurred(common.Scaled):
     return 0.2 * super().apply(variables, z, time, label)
 
 
+class Taught(common.Scaled):
+  """A student that takes w."""
+
+  takes_w = True
+
+  def apply(self, variables, z, time, label, w=None):
+    w = 0.0 if w is None else w[:, None, None, None]
+    return (1 + 0.1 * w) * super().apply(variables, z, time, label)
+
+
 # The same instances, so that equal samplers are compiled once.
 MODEL, WEAK, JUDGE = common.Scaled(), Blurred(), Judge()
+TAUGHT = Taught()
 
 
 def make(kind, **changes):
-  network = {"cfg": None, "none": None, "auto": WEAK}.get(kind, JUDGE)
-  return common.make(MODEL, network, guidance=kind, **changes)
+  guide = {"classifier": JUDGE, "diffusion": WEAK}
+  network = guide.get(methods.METHODS[kind].guide)
+  model = TAUGHT if kind == "distilled" else MODEL
+  return common.make(model, network, guidance=kind, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +144,8 @@ def test_the_classes_mean_stands_in_for_the_null_label():
       return jnp.zeros((z.shape[0], 3))
 
   class Mean:
+    condition, takes_w = "all", False
+
     def apply(self, variables, z, time, label):
       return z * 0.1  # of 0, 0.1 and 0.2
 

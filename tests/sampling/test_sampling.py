@@ -35,6 +35,8 @@ class Scaled:
   def __init__(self):
     self.traces = 0
 
+  condition, takes_w = "all", False
+
   def apply(self, variables, z, time, label):
     self.traces += 1
     shade = (label[:, None, None, None] + 1) / 11

@@ -27,6 +27,8 @@ def labelled(network):
   """Return the diffusion loss of (z, time, label) -> eps as if it were Flax."""
 
   class Module:
+    condition = "all"
+
     def apply(self, variables, z, time, label, dropout_keys):
       return variables["params"]["w"] * network(z, label)
 
