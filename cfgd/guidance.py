@@ -137,8 +137,9 @@ def distillation_loss(
   """Return the error of a student that takes w, of each example.
 
   Meng et al., arXiv:2210.03142, section 3.1: the student learns the teacher's
-  guided prediction for every w. The error is that of eps, as in
-  `diffusion.loss`, whose noise levels these are.
+  guided prediction for every w. The error is that of eps at the noise levels of
+  `diffusion.loss`, here as a part of 1 + w, by which guidance multiplies
+  eps(z, c): else large w drown the small ones, where the best samples are.
 
   Args:
     student: w [B] -> DenoiseFn under training.
@@ -152,7 +153,7 @@ def distillation_loss(
     schedule: diffusion.Schedule.
 
   Returns:
-    [B] squared error of eps, a mean over the dimensions of x.
+    [B] squared error of eps / (1 + w), a mean over the dimensions of x.
   """
   key_u, key_eps, key_w = (diffusion.fold_in(keys, i) for i in range(3))
   logsnr = schedule.logsnr(jax.vmap(jax.random.uniform)(key_u))
@@ -161,7 +162,9 @@ def distillation_loss(
   labels = jnp.stack([label, jnp.full_like(label, null_label)])
   eps = diffusion.denoise_branches(teacher, z, logsnr, labels).eps
   guided = jax.lax.stop_gradient(diffusion.extrapolate(*eps, w))
-  error = student(w)(z, logsnr, label).eps - guided
+  error = (student(w)(z, logsnr, label).eps - guided) / diffusion.expand(
+    1 + w, x
+  )
   return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
 
 

@@ -141,7 +141,7 @@ def _of_model(plain):
   }
 
 
-# What networks that work together, one guiding or teaching the other, must share.
+# What a network must share with one that guides or teaches it.
 _SHARED = {
   "data": ("image_size", "channels", "num_classes"),
   "diffusion": ("timesteps", "logsnr_min", "logsnr_max"),
@@ -196,11 +196,12 @@ def recorded_config(workdir):
   return from_dict(_read_record(workdir))
 
 
-def step_of_teacher(workdir):
-  """Return the checkpoint that a student was begun from; -1 before that."""
+def teacher_of(workdir):
+  """Return (digest, step) of the teacher of a begun student; else ("", -1)."""
   if not _record(workdir).exists():
-    return -1
-  return recorded_config(workdir).distill.teacher_step
+    return "", -1
+  distill = recorded_config(workdir).distill
+  return distill.teacher_model, distill.teacher_step
 
 
 def model_digest(config, workdir):

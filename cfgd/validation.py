@@ -109,7 +109,8 @@ RULES = {
   **dict.fromkeys(_named(_FROM_0), _at_least(0)),
   "task": _one_of("diffusion", "classifier", "guided_student"),
   "model.condition": _one_of("all", "decoder"),
-  "distill.w_low": _at_least(-1),
+  # The error is a part of 1 + w.
+  "distill.w_low": _above(-1),
   "distill.teacher_step": _that(
     lambda value: value >= -1, "must be a step, or -1 for the newest"
   ),
@@ -449,11 +450,13 @@ def _validate_method(config):
   method = methods.METHODS[sampling.guidance]
   here = f"sampling.guidance={sampling.guidance!r}"
   classes = config.data.num_classes
+  fitting = [
+    k for k, row in methods.METHODS.items() if config.task in row.tasks
+  ]
   require(
     "sampling.guidance",
-    config.task == "classifier" or config.task in method.tasks,
-    f"does not sample task={config.task!r}; methods that do: "
-    f"{tuple(k for k, row in methods.METHODS.items() if config.task in row.tasks)}",
+    config.task == "classifier" or sampling.guidance in fitting,
+    f"does not sample task={config.task!r}; methods that do: {fitting}",
   )
   if "w" in method.strengths and config.task == "guided_student":
     _validate_trained_w(config)

@@ -7,7 +7,8 @@ each of 48 cells.
       --workdir=DIR
 
 In few steps, from the same model if it is the same folder: the same command
-with configs/sweep_imagenet128.py:fast.
+with configs/sweep_imagenet128.py:fast; `:distilled` and `:late` as in
+configs/sweep_imagenet64.py.
 
 Figures 3, 7 and 8, from its model:
 
@@ -33,7 +34,7 @@ def get_config(form="paper"):
   """Return the 128x128 config with the paper's grid and baseline.
 
   Args:
-    form: "paper", or "fast" for few steps.
+    form: see `sweep_imagenet64.get_config`.
   """
   config = imagenet128.get_config()
   sweep_imagenet64.add_classifier(

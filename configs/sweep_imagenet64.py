@@ -11,6 +11,10 @@ it is the same folder:
   python -m experiments.sweep --config=configs/sweep_imagenet64.py:fast
       --workdir=DIR
 
+The same few steps by students of these models, in one forward pass each, and by
+models with late conditioning, the latter in a folder of their own: `:distilled`
+and `:late` (docs/guidance.md).
+
 Figures 1 and 6, from one of its models:
 
   python -m experiments.figures --config=configs/sweep_imagenet64.py
@@ -22,6 +26,7 @@ On a pod or a cluster: docs/launch.md.
 from configs import base
 from configs import imagenet64
 from configs import imagenet64_classifier
+from configs import student_imagenet64
 
 # Sixteen classes drawn once: the paper does not state those of its figures.
 RANDOM_CLASSES = (
@@ -53,7 +58,8 @@ def get_config(form="paper"):
   """Return the 64x64 config with the paper's grid and baseline.
 
   Args:
-    form: "paper", or "fast" for few steps.
+    form: "paper"; "fast" for few steps; "distilled" or "late" for fewer forward
+      passes, too.
   """
   config = imagenet64.get_config()
   add_classifier(config, imagenet64_classifier.get_config(), (256,))
@@ -73,9 +79,14 @@ def get_config(form="paper"):
 
 
 def set_form(config, form):
-  """Leave a sweep as the paper's, or make it one of few steps."""
-  base.check_form(form, "paper", "fast")
-  if form == "fast":
+  """Leave a sweep as the paper's, or make it one of few steps.
+
+  And of few forward passes: with distilled guidance, or late conditioning.
+  """
+  base.check_form(form, "paper", "fast", "distilled", "late")
+  if form in ("distilled", "late"):
+    _set_passes(config, form)
+  if form != "paper":
     config.sampling.update(FEW_STEPS)
     for axes in config.sweep.grids.values():
       axes.T = FEW_T
@@ -85,6 +96,23 @@ def set_form(config, form):
     steps = " and ".join(map(str, FEW_T))
     note = _FAST_NOTE.format(FEW_STEPS["sampler"], steps)
     config.sweep.notes = (note, *config.sweep.notes[1:])
+
+
+def _set_passes(config, form):
+  config.sweep.classifier = {}
+  main = config.sweep.grids.main
+  if form == "late":
+    config.model.condition = "decoder"
+    config.sweep.grids = {"main": main}
+    return
+  axes = {**main.to_dict(), "guidance": ("distilled",)}
+  config.sweep.grids = {"distilled": axes}
+  student = student_imagenet64.as_student(config.copy_and_resolve_references())
+  config.sweep.student = {
+    "model": {"dropout": student.model.dropout},
+    "optim": student.optim,
+    "train": student.train,
+  }
 
 
 def add_classifier(config, classifier, steps):

@@ -36,7 +36,7 @@ def test_configs_have_the_same_fields(name):
 
   def fields(plain):
     plain = identity.to_dict(plain)
-    for name in ("grids", "classifier", "figures"):
+    for name in ("grids", "classifier", "student", "figures"):
       del plain["sweep"][name]
     return set(identity.flatten(plain))
 

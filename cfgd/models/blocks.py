@@ -265,7 +265,9 @@ class ResBlock(nn.Module):
 
     if x.shape[-1] != self.features:
       of_copies = self._of_copies()
-      x = conv(self.features, 1, "skip_connection", self.dtype, how=of_copies)(x)
+      x = conv(self.features, 1, "skip_connection", self.dtype, how=of_copies)(
+        x
+      )
     assert h.shape == x.shape, (h.shape, x.shape)
     return xla.materialize(x + h)
 
@@ -278,9 +280,7 @@ class ResBlock(nn.Module):
       return convolution.general_dilated
     group = channels // _NUM_GROUPS if channels else 1
     own = -(-self.own // group) * group
-    return functools.partial(
-      convolution.of_copies, copies=self.copies, own=own
-    )
+    return functools.partial(convolution.of_copies, copies=self.copies, own=own)
 
 
 def attention_implementation(platform, capability, dtype, tokens, head_width):

@@ -54,7 +54,6 @@ class Model(NamedTuple):
       w: [B] guidance strength, for a network that takes it; None is 0.
       own_v: whether to return the v that a network predicts.
     """
-
     strength = {} if w is None else {"w": w}
 
     def denoise(z, logsnr, label):

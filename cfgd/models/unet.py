@@ -14,9 +14,8 @@ import jax.numpy as jnp
 
 from cfgd.models import blocks
 
-
-# The sinusoids of w are those of this many w as a time: the fastest has a period
-# of 0.6 in w, and those above 60 are as good as linear.
+# w is embedded as a time of so many w: the fastest sinusoid has a period of 0.6
+# in w, and the slower half of them is as good as linear in it.
 _W_SCALE = 10.0
 
 
@@ -164,9 +163,7 @@ class UNet(Encoder, kw_only=True):
     """
     copies = label.shape[0] // z.shape[0]
     assert copies * z.shape[0] == label.shape[0], (z.shape, label.shape)
-    assert copies == 1 or (
-      self.condition == "decoder" and dropout_keys is None
-    )
+    assert copies == 1 or (self.condition == "decoder" and dropout_keys is None)
     early = self.embed_time(time)
     late = self._embed_condition(_repeat(early, copies), label, w)
     skips = self.down(

@@ -33,18 +33,20 @@ def resolved(config, workdir):
       "where task='guided_student'"
     )
   _check(config, identity.recorded_config(distill.teacher))
-  begun = distributed.by_lead(lambda: identity.step_of_teacher(workdir))
-  step = begun if distill.teacher_step == -1 else distill.teacher_step
+  found = identity.model_digest(config, distill.teacher)
+  begun, step = distributed.by_lead(lambda: identity.teacher_of(workdir))
+  wanted = distill.teacher_model or begun
+  if wanted not in ("", found):
+    raise errors.UserError(
+      f"distill.teacher={distill.teacher}: the model there is {found}, the "
+      f"teacher of {workdir} is {wanted}"
+    )
+  distill.teacher_model = found
+  if distill.teacher_step != -1:
+    step = distill.teacher_step
   distill.teacher_step = checkpoint.find_step(
     distill.teacher, step, field="distill.teacher_step"
   )
-  found = identity.model_digest(config, distill.teacher)
-  if distill.teacher_model not in ("", found):
-    raise errors.UserError(
-      f"distill.teacher_model={distill.teacher_model!r}: the model in "
-      f"{distill.teacher} is {found!r}; set distill.teacher to the other one"
-    )
-  distill.teacher_model = found
   return config
 
 

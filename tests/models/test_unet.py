@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from cfgd import build
+from cfgd import diffusion
 from cfgd import validation
+from cfgd.models import parametrization
 from cfgd.models import unet
 from configs import embedded
 from configs import imagenet64
 from configs import imagenet128
 from tests.models import golden_weights
 from tests.models import networks
+
+SCHEDULE = diffusion.Schedule(-20.0, 20.0)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,74 @@ def test_the_classifiers_last_layer_reads_all_pixels_and_the_time():
   # Attention alone would not see the order of the pixels.
   flipped = apply(z[:, ::-1, ::-1], jnp.array([0.0, 500.0]))
   assert np.abs(logits - flipped).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def late():
+  """Return a network with late conditioning, of random parameters."""
+  network = networks.make_unet(condition="decoder", num_res_blocks=2)
+  params, _ = golden_weights.fill(networks.shapes_of(network, 8))
+  return parametrization.Model(network, "uniform", SCHEDULE), params
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_branches_of_late_conditioning_equal_separate_calls(late, count):
+  model, params = late
+  denoise = model.denoiser(params)
+  z = np.random.default_rng(0).standard_normal((4, 8, 8, 3), np.float32)
+  logsnr = jnp.linspace(-9.0, 9.0, 4)
+  labels = jnp.arange(4 * count).reshape(count, 4) % 11
+
+  @networks.jit
+  def both():
+    separate = [denoise(z, logsnr, label).eps for label in labels]
+    together = diffusion.denoise_branches(denoise, z, logsnr, labels)
+    return jnp.stack(separate), together.eps
+
+  separate, together = both()
+  np.testing.assert_allclose(together, separate, atol=1e-5, rtol=1e-5)
+  assert (abs(separate[0] - separate[1]).max(axis=(1, 2, 3)) > 1e-2).all()
+
+
+def test_late_conditioning_hides_the_label_from_the_encoder(late):
+  """Of all layers before the middle, none has a gradient by label."""
+  model, params = late
+  z = np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)
+
+  def outputs(label):
+    _, state = model.network.apply(
+      {"params": params},
+      *(z, jnp.array([10.0, 500.0]), label),
+      capture_intermediates=True,
+    )
+    return state["intermediates"]
+
+  one, other = outputs(jnp.array([0, 1])), outputs(jnp.array([2, 10]))
+  seen = {
+    name
+    for name in one
+    if name != "__call__"
+    and any(
+      (a != b).any()
+      for a, b in zip(
+        jax.tree.leaves(one[name]), jax.tree.leaves(other[name]), strict=True
+      )
+    )
+  }
+  after = {
+    name
+    for name in one
+    if name.startswith(("middle", "output_blocks", "out_", "label_emb"))
+  }
+  assert seen == after
+  assert any(name.startswith("input_blocks") for name in one)
+
+
+@pytest.mark.parametrize(
+  ("module", "most"), [(imagenet64, 1.6), (imagenet128, 1.6), (embedded, 1.75)]
+)
+def test_a_guided_evaluation_with_late_conditioning_costs(module, most):
+  config = module.get_config()
+  assert build.branch_cost(config) == 1.0
+  config.model.condition = "decoder"
+  assert 1.3 < 1 + build.branch_cost(config) < most
