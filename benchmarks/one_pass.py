@@ -96,11 +96,13 @@ def _draw(made, distance, score):
       bars = [point.metrics[name].std(ddof=1) for point in own]
       style = {"color": _COLOURS[k], "marker": "osD^"[k], "ms": 4}
       ax.errorbar(at, heights, bars, label=way, lw=1, elinewidth=0.8, **style)
+      side = 1 if way.endswith(tuple("0123456789")) else -1
       for x, y, point in zip(at, heights, own, strict=True):
         if point.w in (0.0, 0.3, 1.0, 4.0):
           ax.annotate(
-            *(f"{point.w:g}", (x, y), (6, 0)),
+            *(f"{point.w:g}", (x, y), (6 * side, 0)),
             **{"textcoords": "offset points", "va": "center"},
+            ha="left" if side > 0 else "right",
             **{"fontsize": 7, "color": _COLOURS[k]},
           )
     ax.set(xscale="log", xlabel="forward passes per image", ylabel=label)
