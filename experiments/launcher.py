@@ -64,6 +64,7 @@ def define_config(default):
   Args:
     default: file name in configs/, whatever the working directory.
   """
+  sys.argv[1:] = map(_installed, sys.argv[1:])
   # The default config is overridden here, one from --config when flags are
   # parsed, so an unknown field can turn up in either place.
   with _mistakes_in_one_line():
@@ -73,6 +74,22 @@ def define_config(default):
       "Config file; override fields by --config.section.field=value.",
       lock_config=True,
     )
+
+
+def _installed(argument):
+  """Return --config=configs/NAME.py as the file of this package.
+
+  Unless there is one below the working directory. So the documented commands
+  work wherever the package is installed.
+  """
+  flag, _, path = argument.partition("=")
+  if flag.lstrip("-") != "config" or not path.startswith("configs/"):
+    return argument
+  name = path.partition(":")[0]  # without the form
+  ours = os.path.join(ROOT, name)
+  if os.path.exists(name) or not os.path.exists(ours):
+    return argument
+  return f"{flag}={os.path.join(ROOT, path)}"
 
 
 def run(main):

@@ -72,6 +72,8 @@ def test_timesteps_are_clamped_at_the_ends(schedule):
 class Network:
   """A Flax module made of a function of its inputs."""
 
+  condition = "all"
+
   def __init__(self, function):
     self.apply = lambda variables, *inputs: function(*inputs)
 
