@@ -173,6 +173,11 @@ def _record(workdir):
   return epath.Path(workdir) / "config.json"
 
 
+def is_run(workdir):
+  """Return whether a folder is the workdir of a run."""
+  return bool(str(workdir)) and _record(workdir).exists()
+
+
 def _read_record(workdir):
   path = _record(workdir)
   if not path.exists():

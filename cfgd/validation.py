@@ -111,6 +111,7 @@ RULES = {
   "model.condition": _one_of("all", "decoder"),
   # The error is a part of 1 + w.
   "distill.w_low": _above(-1),
+  "distill.w_high": _that(math.isfinite, "must be a finite number"),
   "distill.teacher_step": _that(
     lambda value: value >= -1, "must be a step, or -1 for the newest"
   ),
@@ -242,7 +243,7 @@ def _validate_student(config):
   require, distill = functools.partial(_require, config), config.distill
   require(
     "distill.w_low",
-    distill.w_low < distill.w_high < math.inf,
+    distill.w_low < distill.w_high,
     f"must be below distill.w_high={distill.w_high}",
   )
   require(
@@ -458,7 +459,7 @@ def _validate_method(config):
     config.task == "classifier" or sampling.guidance in fitting,
     f"does not sample task={config.task!r}; methods that do: {fitting}",
   )
-  if "w" in method.strengths and config.task == "guided_student":
+  if config.task == "guided_student":
     _validate_trained_w(config)
   require(
     "sampling.guidance",

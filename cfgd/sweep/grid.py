@@ -227,11 +227,17 @@ def plan(config, workdir):
     _plan_cell(config, epath.Path(workdir), cell)
     for cell in cells(sweep.grids, config.sampling, tuple(sweep.seeds))
   ]
-  for other in (classifier_config(config), student_config(config)):
-    if other is not None:
-      # What the cells set may need what this one lacks.
-      other.sampling.update({"guidance": "none", "w": 0.0, "rescale": 0.0})
-      validation.validate(other, num_devices=jax.device_count())
+  # What the cells set may need what these two lack.
+  neutral = {"rescale": 0.0, "interval": (), "w_schedule": "constant"}
+  classifier, student = classifier_config(config), student_config(config)
+  if classifier is not None:
+    own = {"guidance": "none", "w": 0.0}
+    classifier.sampling.update(neutral | own)
+    validation.validate(classifier, num_devices=jax.device_count())
+  if student is not None:
+    own = {"guidance": "distilled", "w": student.distill.w_low}
+    student.sampling.update(neutral | own)
+    validation.validate(student, num_devices=jax.device_count())
   return planned
 
 
@@ -278,8 +284,11 @@ def _plan_cell(config, workdir, cell):
   if _trains_its_student(config):
     teacher = Training(_teacher_config(config), run_dir)
     config = student_config(config)
+    # Of the teacher as it is now: a longer training has another student.
+    steps = teacher.config.train.steps
     config.distill.teacher = str(run_dir)
-    run_dir = run_dir.with_name(f"student_{run_dir.name}")
+    config.distill.teacher_step = steps
+    run_dir = run_dir.with_name(f"student_{run_dir.name}_of_step{steps}")
   elif _trains_its_classifier(config):
     guide_dir = workdir / "runs" / f"classifier{cell.suffix}"
     config.sampling.guide_dir = str(guide_dir)
@@ -359,7 +368,10 @@ def shard(planned, index, count):
   Neighbours share a model and a compilation. The jobs, whose index counts from
   1, get about equal numbers of network evaluations.
   """
-  sizes = (one.cell.T * (2 if one.cell.w else 1) for one in planned)
+  sizes = (
+    one.cell.T * (2 if one.cell.w and one.teacher is None else 1)
+    for one in planned
+  )
   ends = list(itertools.accumulate(sizes))
   middles = [(end + start) / 2 for start, end in itertools.pairwise([0, *ends])]
   return [

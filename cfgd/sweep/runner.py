@@ -1,5 +1,6 @@
 """Run a sweep: train the models that are missing, then run cell by cell."""
 
+import functools
 import json
 import time
 
@@ -93,7 +94,10 @@ def train(config, workdir, *, shard=(1, 1)):
   for training in grid.trainings(plan)[index - 1 :: count]:
     logging.info("Training %s", training.run_dir)
     try:
-      if training.teacher is not None:  # perhaps another job's
+      # Perhaps another job's.
+      if training.teacher is not None and not distributed.by_lead(
+        functools.partial(_is_trained, training)
+      ):
         loop.train(training.teacher.config, training.teacher.run_dir)
       loop.train(training.config, training.run_dir)
     except Exception as error:
@@ -110,15 +114,32 @@ def train(config, workdir, *, shard=(1, 1)):
 def require_trained(config, workdir, *, shard=(1, 1)):
   """Raise errors.UserError if an unfinished cell of a job lacks its model."""
   plan = grid.shard(grid.plan(config, epath.Path(workdir)), *shard)
-  models = grid.trainings([one for one in plan if not _is_done(one)])
+  models = {
+    training.run_dir: training
+    for one in plan
+    if not _is_done(one)
+    for training in _missing(one)
+  }
   missing = distributed.by_lead(
-    lambda: [one.run_dir.name for one in models if not _is_trained(one)]
+    lambda: [
+      folder.name for folder, one in models.items() if not _is_trained(one)
+    ]
   )
   if missing:
     raise errors.UserError(
       f"--part=cells: not trained in {workdir}/runs: {', '.join(missing)}; run "
       "--part=trainings first, or leave --part out to do both"
     )
+
+
+def _missing(planned):
+  """Return the trainings of a cell, without the teacher of a trained student."""
+  found = planned.trainings
+  if planned.teacher is None:
+    return found
+  student = found[1]
+  done = distributed.by_lead(lambda: _is_trained(student))
+  return [student] if done else found
 
 
 def _is_trained(training):
@@ -225,7 +246,7 @@ class _Job:
   def _make(self, planned):
     """Train what the cell needs, sample and score."""
     start = time.monotonic()
-    for training in planned.trainings:
+    for training in _missing(planned):
       self._train(training.config, training.run_dir)
     trained = time.monotonic()
     _sample_and_score(planned, trained, training_seconds=trained - start)

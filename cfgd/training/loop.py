@@ -58,6 +58,7 @@ def train(config, workdir, *, wait=True):
   validation.validate(config, num_devices=jax.device_count())
   prepare.ensure(build.data_spec(config, training=True))
   source = build.source(config, "train", training=True)
+  tasks.check_origin(config, workdir)
   config = teacher.resolved(config, workdir)
   identity.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):

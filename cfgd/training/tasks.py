@@ -131,6 +131,23 @@ def _heldout_batches(source, count, batch_size):
     yield distributed.split(batch, devices)
 
 
+def check_origin(config, workdir):
+  """Refuse a train.init_from of another kind, before a run is begun with it."""
+  origin = config.train.init_from
+  if not origin or checkpoint.steps(workdir):
+    return
+  theirs = identity.recorded_config(origin)
+  for field, one, other in (
+    ("task", config.task, theirs.task),
+    ("model.condition", config.model.condition, theirs.model.condition),
+  ):
+    if one != other:
+      raise errors.UserError(
+        f"{field}={one!r}: the weights in train.init_from={origin} were "
+        f"trained with {other!r}"
+      )
+
+
 def _initial_weights(config, fresh):
   """Read train.init_from's averaged weights; add a null row if it lacks one."""
   origin = config.train.init_from
@@ -138,12 +155,6 @@ def _initial_weights(config, fresh):
     return fresh
   step = checkpoint.find_step(origin, -1)
   theirs = identity.recorded_config(origin)
-  if theirs.model.condition != config.model.condition:
-    raise errors.UserError(
-      f"model.condition={config.model.condition!r}: the weights in "
-      f"train.init_from={origin} were trained with "
-      f"{theirs.model.condition!r}"
-    )
   if theirs.model.null_row or not config.model.null_row:
     return checkpoint.read_params(origin, step, fresh, "ema")
   table = fresh["label_emb"]["embedding"]

@@ -27,6 +27,10 @@ def resolved(config, workdir):
     return config
   config = config.copy_and_resolve_references()
   distill = config.distill
+  if distributed.by_lead(lambda: _is_not_needed(config, workdir)):
+    digest, step = distributed.by_lead(lambda: identity.teacher_of(workdir))
+    distill.update({"teacher_model": digest, "teacher_step": step})
+    return config
   if not distill.teacher:
     raise errors.UserError(
       "distill.teacher='': must be the workdir of a trained diffusion model "
@@ -44,10 +48,24 @@ def resolved(config, workdir):
   distill.teacher_model = found
   if distill.teacher_step != -1:
     step = distill.teacher_step
+  elif step != -1 and step not in checkpoint.steps(distill.teacher):
+    raise errors.UserError(
+      f"distill.teacher={distill.teacher}: {workdir} learns from its "
+      f"checkpoint {step}, which is there no more; use another --workdir, and keep the "
+      "teacher's checkpoint by its train.keep_every"
+    )
   distill.teacher_step = checkpoint.find_step(
     distill.teacher, step, field="distill.teacher_step"
   )
   return config
+
+
+def _is_not_needed(config, workdir):
+  """Return whether a student is done and its teacher's folder is gone."""
+  if identity.is_run(config.distill.teacher):
+    return False
+  steps = checkpoint.steps(workdir)
+  return bool(steps) and steps[-1] >= config.train.steps
 
 
 def _check(config, theirs):

@@ -190,7 +190,8 @@ def test_a_cell_of_another_job_is_left_to_it(swept, monkeypatch):
 def test_shards_are_runs_of_cells_that_cover_the_sweep():
   axes = {"p_uncond": (0.1, 0.2, 0.5), "T": (8, 64), "w": (0, 1, 2)}
   cells = [
-    types.SimpleNamespace(cell=cell) for cell in grid.cells({"main": axes}, {})
+    types.SimpleNamespace(cell=cell, teacher=None)
+    for cell in grid.cells({"main": axes}, {})
   ]
   for count in (1, 2, 3, 7, 40):
     shards = [grid.shard(cells, i, count) for i in range(1, count + 1)]

@@ -1,5 +1,6 @@
 """Sweeps that train students: once per teacher, and what they cost."""
 
+from etils import epath
 import numpy as np
 import pytest
 
@@ -35,7 +36,8 @@ def test_a_plan_has_one_student_of_each_teacher(tmp_path):
   for seed in (0, 4):
     for p in ("p0.1", "p0.5"):
       name = f"{p}_seed{seed}"
-      assert names.index(name) < names.index(f"student_{name}")
+      student = f"student_{name}_of_step{config.train.steps}"
+      assert names.index(name) < names.index(student)
   assert len(names) == len(set(names)) == 8
   for one in plan:
     distilled = ("guidance", "distilled") in one.cell.fields
@@ -94,11 +96,12 @@ def test_without_a_student_the_sweep_says_what_is_missing(tmp_path):
 
 
 def test_a_sweep_trains_each_student_once_and_resumes(tmp_path):
+  tmp_path = epath.Path(tmp_path)
   config = make_sweep()
   config.sweep.grids.student.p_uncond = (0.1,)
   runner.train(config, tmp_path, shard=(2, 2))  # the student waits for no job
   there = {path.name for path in (tmp_path / "runs").iterdir()}
-  assert {"p0.1", "student_p0.1"} <= there
+  assert {"p0.1", "student_p0.1_of_step2"} <= there
   runner.sweep(config, tmp_path, lambda *_: None)
   plan = grid.plan(config, tmp_path)
   found = {one.cell.id: results.path(one) for one in plan}
@@ -106,6 +109,24 @@ def test_a_sweep_trains_each_student_once_and_resumes(tmp_path):
   texts = {name: path.read_text() for name, path in found.items()}
   runner.sweep(config, tmp_path, lambda *_: None)
   assert texts == {name: path.read_text() for name, path in found.items()}
+
+  # A trained student needs no teacher any more.
+  cell = next(one for one in plan if one.teacher is not None)
+  results.path(cell).unlink()
+  (tmp_path / "runs" / "p0.1").rmtree()
+  runner.require_trained(config, tmp_path)
+  runner.sweep(config, tmp_path, lambda *_: None)
+  assert results.path(cell).exists()
+  assert not (tmp_path / "runs" / "p0.1").exists()
+
+
+def test_a_teacher_that_trains_on_has_another_student(tmp_path):
+  config = make_sweep()
+  before = {one.run_dir for one in grid.plan(config, tmp_path) if one.teacher}
+  config.train.steps = 5
+  after = [one for one in grid.plan(config, tmp_path) if one.teacher]
+  assert not before & {one.run_dir for one in after}
+  assert all(one.config.distill.teacher_step == 5 for one in after)
 
 
 def test_a_plan_counts_one_pass_of_students_and_fewer_of_late_ones(tmp_path):

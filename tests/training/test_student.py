@@ -134,6 +134,49 @@ def test_a_student_keeps_the_checkpoint_that_it_began_with(taught, tmp_path):
   assert found.distill.teacher_step == STEPS
 
 
+def test_a_student_says_that_its_teachers_checkpoint_is_gone(taught, tmp_path):
+  shutil.copytree(taught[0], tmp_path / "teacher")
+  shutil.copytree(taught[1], tmp_path / "student")
+  longer = make_teacher()
+  longer.train.update({"steps": STEPS + 2, "keep": 1})
+  loop.train(longer, tmp_path / "teacher")
+  assert STEPS not in checkpoint.steps(tmp_path / "teacher")
+  config = make_student(tmp_path / "teacher")
+  config.train.steps = STEPS + 1
+  with pytest.raises(errors.UserError, match=f"its checkpoint {STEPS}, which"):
+    loop.train(config, tmp_path / "student")
+
+
+def test_a_trained_student_needs_no_teacher(taught, tmp_path):
+  shutil.copytree(taught[1], tmp_path / "student")
+  config = make_student(tmp_path / "gone", **LONG)
+  loop.train(config, tmp_path / "student")
+  config.train.steps = STEPS + 1
+  with pytest.raises(errors.UserError, match=r"config.json: no such file"):
+    loop.train(config, tmp_path / "student")
+
+
+@pytest.mark.parametrize(
+  ("task", "condition", "message"),
+  [
+    ("guided_student", "all", "task='diffusion': the weights in"),
+    ("diffusion", "decoder", "model.condition='all': the weights in"),
+  ],
+)
+def test_weights_of_another_kind_start_nothing(
+  taught, tmp_path, task, condition, message
+):
+  shutil.copytree(taught[0], tmp_path / "origin")
+  record = json.loads((tmp_path / "origin" / "config.json").read_text())
+  record["task"], record["model"]["condition"] = task, condition
+  (tmp_path / "origin" / "config.json").write_text(json.dumps(record))
+  config = make_teacher()
+  config.train.init_from = str(tmp_path / "origin")
+  with pytest.raises(errors.UserError, match=message):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
   ("theirs", "ours", "message"),
   [
@@ -149,6 +192,12 @@ def test_a_student_keeps_the_checkpoint_that_it_began_with(taught, tmp_path):
     ({}, {"distill.teacher_step": 7}, "distill.teacher_step=7"),
     ({}, {"distill.teacher_model": "0123abcd"}, "is 0123abcd"),
     ({}, {"distill.w_low": 4.0}, "distill.w_low=4.0: must be below"),
+    ({}, {"distill.w_high": float("inf")}, "distill.w_high=inf: must be a"),
+    (
+      {},
+      {"distill.w_low": 0.5, "sampling.guidance": "none", "sampling.w": 0.0},
+      "gives the student w from 0 to 0",
+    ),
     ({}, {"diffusion.p_uncond": 0.1}, "it drops no labels"),
   ],
 )
