@@ -133,7 +133,7 @@ def require_trained(config, workdir, *, shard=(1, 1)):
 
 
 def _missing(planned):
-  """Return the trainings of a cell, without the teacher of a trained student."""
+  """Return the trainings of a cell; a trained student needs no teacher."""
   found = planned.trainings
   if planned.teacher is None:
     return found
