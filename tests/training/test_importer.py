@@ -43,6 +43,13 @@ def test_both_weights_are_the_imported_ones(adm, imported):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+def test_imported_weights_are_not_conditioned_late(adm, tmp_path):
+  adm.model.condition = "decoder"
+  with pytest.raises(errors.UserError, match="published weights see the label"):
+    importer.import_checkpoint(adm, tmp_path / "adm", "weights.pt")
+  assert not (tmp_path / "adm").exists()
+
+
 def test_imported_weights_sample_and_do_not_guide(adm, imported):
   with np.load(generate.generate(adm, imported[1])) as arrays:
     assert arrays["arr_0"].shape == (22, 4, 4, 1)
