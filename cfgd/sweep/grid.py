@@ -227,16 +227,15 @@ def plan(config, workdir):
     _plan_cell(config, epath.Path(workdir), cell)
     for cell in cells(sweep.grids, config.sampling, tuple(sweep.seeds))
   ]
-  # What the cells set may need what these two lack.
-  neutral = {"rescale": 0.0, "interval": (), "w_schedule": "constant"}
   classifier, student = classifier_config(config), student_config(config)
   if classifier is not None:
-    own = {"guidance": "none", "w": 0.0}
-    classifier.sampling.update(neutral | own)
     validation.validate(classifier, num_devices=jax.device_count())
   if student is not None:
-    own = {"guidance": "distilled", "w": student.distill.w_low}
-    student.sampling.update(neutral | own)
+    # Of sampling the cells decide, and what they set was checked with them.
+    student.sampling.update(
+      {"guidance": "distilled", "w": student.distill.w_low, "rescale": 0.0}
+      | {"interval": (), "w_schedule": "constant", "sampler": "ancestral"}
+    )
     validation.validate(student, num_devices=jax.device_count())
   return planned
 
