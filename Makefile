@@ -1,7 +1,8 @@
-# make demo   the paper's experiment in small, on real images, six minutes
-# make results   the paper's claims on digits, an hour: writes docs/results.md
-# make results SIZE=cpu   on Fashion-MNIST, over an hour; SIZE=gpu   on a GPU
-# make test   format, lint, tests, 7 to 9 minutes on 2 cores
+# make demo   the paper's experiment in small, on real images, 3 to 6 minutes
+# make results   the paper's claims on digits, 25 to 80 minutes: writes
+#   docs/results.md
+# make results SIZE=cpu   on Fashion-MNIST; SIZE=gpu   on a GPU
+# make test   format, lint, tests, 7 to 12 minutes on 2 cores
 # make test-all   and the slow ones, as CI runs them
 PYTHON ?= python3
 VENV := .venv
@@ -38,12 +39,17 @@ demo: $(VENV)/installed
 	  --workdir=runs/demo
 
 results: $(VENV)/installed
+	mkdir -p $(RESULTS)
+	test -e $(RESULTS)/commit || \
+	  { git describe --always --dirty 2>/dev/null || echo unknown; } \
+	  > $(RESULTS)/commit
 	$(BIN)/python -m experiments.sweep --config=$(CLAIMS) --workdir=$(RESULTS)
 	mkdir -p docs/figures/$(PAGE)
 	cp $(RESULTS)/figures/*.png docs/figures/$(PAGE)/
 	cp $(RESULTS)/results.csv docs/$(PAGE).csv
 	sed -e 's#](figures/#](figures/$(PAGE)/#' \
-	  -e 's#^Settings and.*#Each cell with its seed: [$(PAGE).csv]($(PAGE).csv).#' \
+	  -e "s#^Settings and.*#Made by \`make results SIZE=$(SIZE)\` at commit \
+	$$(cat $(RESULTS)/commit). Each cell and seed: [$(PAGE).csv]($(PAGE).csv).#" \
 	  $(RESULTS)/report.md > docs/$(PAGE).md
 
 test: lint

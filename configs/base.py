@@ -22,7 +22,7 @@ def get_config():
       # the same data and noise levels; guided_student: a network that takes w
       # and predicts what a diffusion model predicts with guidance.
       "task": "diffusion",
-      # Of all randomness in training: data order, flips, noise, label dropout.
+      # Seed of all randomness in training: data order, flips, noise, dropout.
       "seed": 0,
       "data": {
         # embedded, imagenet64, imagenet128, tfds:NAME, folder:PATH (class
@@ -30,7 +30,7 @@ def get_config():
         "source": "imagenet64",
         # Folder of prepared data sets; '': ~/tensorflow_datasets, as TFDS.
         "dir": "",
-        # Pixels per side after area downsampling.
+        # Pixels per side, after area downsampling.
         "image_size": 64,
         # Side of the central square crop, zero-padded where the image is
         # smaller; 0: the shorter side.
@@ -56,7 +56,8 @@ def get_config():
         "num_res_blocks": 3,
         # Resolutions, in pixels, with self-attention.
         "attention_resolutions": (32, 16, 8),
-        # Number of heads; or their width, where num_head_channels is not 0.
+        # Number of heads; not used where num_head_channels, their width, is not
+        # 0.
         "num_heads": 4,
         "num_head_channels": 64,
         # q, k, v split before heads; False is ADM's legacy order.
@@ -71,8 +72,8 @@ def get_config():
         "learn_sigma": False,
         # Recompute activations in the backward pass: less memory, slower.
         "remat": False,
-        # Of matmuls and convolutions: bfloat16, or float32 without TF32 or
-        # bfloat16 passes.
+        # Precision of matmuls and convolutions: bfloat16, or float32 (never
+        # TF32 or bfloat16 passes).
         "dtype": "bfloat16",
       },
       "diffusion": {
@@ -86,7 +87,7 @@ def get_config():
         # Probability of training an example without its label.
         "p_uncond": 0.1,
       },
-      # Of task guided_student alone.
+      # Only for task guided_student.
       "distill": {
         # Workdir of the teacher, a diffusion model of the same network, and its
         # checkpoint; -1: the newest when training starts.
@@ -117,10 +118,10 @@ def get_config():
         "ema_warmup": False,
       },
       "train": {
-        # Over all devices of all hosts.
+        # Images per step, over all devices of all hosts.
         "batch_size": 2048,
-        # Gradient accumulation over equal parts of a device's batch: the same
-        # step in less memory.
+        # Gradient accumulation: equal parts of a device's batch, one after the
+        # other; the same step in less memory.
         "microbatches": 1,
         "steps": 400_000,
         # Fine-tune the averaged weights of another workdir; '': from scratch. A
@@ -131,13 +132,14 @@ def get_config():
         # Sample grids to TensorBoard and PNG, or a classifier's accuracy on
         # held-out images; 0: never.
         "sample_every": 25_000,
-        # Keep the newest checkpoints, and all at multiples of keep_every.
+        # Keep this many of the newest checkpoints, and all at multiples of
+        # keep_every.
         "keep": 3,
         "keep_every": 50_000,
-        # Keep the first checkpoints, which autoguidance can use.
+        # Keep this many of the oldest, which autoguidance can use.
         "keep_first": 0,
-        # Exit with all threads' stacks if no step finishes for so long; ten
-        # times as long for compiling and saving. 0: never.
+        # Print all threads' stacks and exit if no step finishes for so long,
+        # ten times as long while compiling or saving; 0: never.
         "watchdog_seconds": 0.0,
         # Seconds without renewal before another job may take the lease.
         "lease_seconds": 120.0,
@@ -180,7 +182,8 @@ def get_config():
         "w_schedule": "constant",
         # Log-SNRs (low, high) that are guided; empty: all.
         "interval": (),
-        # Share of the guided eps that gets the contrast of the conditional one.
+        # Rescaling's phi: 0 keeps the guided eps, 1 gives it the contrast of
+        # the conditional one.
         "rescale": 0.0,
         # Workdir of the guiding network, a noisy classifier or auto's weaker
         # model ('': this run), and its checkpoint; -1: the newest.
@@ -189,14 +192,15 @@ def get_config():
         # Strength of the classifier in cfg+classifier; it follows w_schedule
         # and interval as w does.
         "classifier_w": 0.0,
-        # The introduction's low temperatures: factors of score and noise.
+        # The paper's low temperatures: factors of the score and of the noise.
         "score_scale": 1.0,
         "noise_scale": 1.0,
         # Interpolation of the reverse variance, 0 to 1; a network with learned
         # sigma uses the v that it predicts (own) or this constant (config).
         "v": 0.3,
         "v_from": "own",
-        # Of predicted x: clip to [-1, 1], dynamic (by a quantile), or none.
+        # Threshold of the predicted x: clip to [-1, 1], dynamic (by quantile),
+        # or none.
         "threshold": "clip",
         "quantile": 0.995,
         # Image i depends on (seed, i) alone.
@@ -229,7 +233,8 @@ def get_config():
         "reference_features": 10_000,
         # Minimum samples for FID; below 2048 the covariance is singular.
         "min_images": 2_048,
-        # Images per part that survives a kill, and per device and call.
+        # Images whose features are saved together, and images per device and
+        # call of Inception.
         "chunk_size": 1_024,
         "inception_batch_size": 32,
         # Cache of weights and reference statistics.
@@ -269,11 +274,11 @@ def get_config():
         # Seeds of training and sampling to run every cell with; (): the
         # config's own.
         "seeds": (),
-        # Fields that turn this config into that of a noisy classifier, trained
-        # for the cells that need one; {}: they set guide_dir.
+        # Fields that make this config that of a noisy classifier, trained for
+        # the cells that need one; {}: such cells set guide_dir.
         "classifier": {},
-        # Fields that turn this config into that of a guided student, trained
-        # from each model for the cells with guidance='distilled'; {}: none.
+        # Fields that make this config that of a guided student, trained from
+        # each model for the cells with guidance='distilled'; {}: none.
         "student": {},
         # Tests of the paper's claims over the seeds. confidence: 1 minus the
         # error rate of the primary claims together, and of each secondary one.

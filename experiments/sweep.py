@@ -21,15 +21,17 @@ from experiments import launcher
 
 _CONFIG = launcher.define_config("sweep_embedded.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.")
-_SHARD = flags.DEFINE_string("shard", "1/1", "Share of this job, as in 3/16.")
+_SHARD = flags.DEFINE_string("shard", "1/1", "This job's share, such as 3/16.")
 _PARTS = ("all", "trainings", "cells")
-_PART = flags.DEFINE_enum("part", "all", _PARTS, "What to do of the sweep.")
-_PLAN = flags.DEFINE_boolean("plan", False, "Print the cost.")
-_LIST = flags.DEFINE_boolean("list_trainings", False, "Print all folders.")
-_RATE = flags.DEFINE_float(
-  "evaluations_per_second", 0.0, "Measured forward passes of one image.", 0.0
+_PART = flags.DEFINE_enum("part", "all", _PARTS, "What to run.")
+_PLAN = flags.DEFINE_boolean("plan", False, "Print cost and jobs; run nothing.")
+_LIST = flags.DEFINE_boolean(
+  "list_trainings", False, "Print the trainings' folders."
 )
-_SLICE = flags.DEFINE_string("topology", "", "Slice whose hours are estimated.")
+_RATE = flags.DEFINE_float(
+  "evaluations_per_second", 0.0, "Forward passes of one image, for --plan.", 0.0
+)
+_SLICE = flags.DEFINE_string("topology", "", "Slice to estimate, as v5p:4x4x4.")
 flags.mark_flag_as_required("workdir")
 
 

@@ -196,11 +196,67 @@ def test_every_other_command_is_known_to_run_elsewhere():
       ), (page, words)
 
 
+def anchors(page):
+  """Return the anchors of a page's headings, as GitHub makes them."""
+  text = FENCE.sub("", page.read_text())
+  titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+  return {re.sub(r"[^\w -]", "", k).lower().replace(" ", "-") for k in titles}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-  for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-    if "://" not in link:
-      assert (page.parent / link).exists(), link
+  links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+  for link in links:
+    if "://" in link:
+      assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w./-]*)?", link), link
+      continue
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    assert target.exists(), link
+    if anchor:
+      assert anchor in anchors(target), link
+
+
+def sections(page):
+  """Return the sections of a page; a report says once what made it all."""
+  text = page.read_text()
+  whole = page.name.startswith("results")
+  return [text] if whole else re.split(r"^##? ", text, flags=re.MULTILINE)
+
+
+# Tables of numbers that nobody measured: definitions, exit codes, choices.
+GIVEN = ("exit code", "`sampler`", "you want", "p_uncond | T | w (")
+
+
+def measured():
+  """Return the header of each table of numbers, and its section."""
+  return [
+    pytest.param(header, section, id=f"{page.name}:{section.splitlines()[0]}")
+    for page in PAGES
+    for section in sections(page)
+    for header in re.findall(
+      r"^ *\|(.*)\|\n *\|.*-: ?\|.*\n", section, re.MULTILINE
+    )
+    if not header.strip().startswith(GIVEN)
+  ]
+
+
+@pytest.mark.parametrize(("header", "section"), measured())
+def test_measured_numbers_name_their_command_and_commit(header, section):
+  commits = re.findall(r"\b(?=\w*\d)[0-9a-f]{7}\b", section)
+  assert commits, header
+  command = r"python -m|make \w+|(configs|tests)/|benchmarks\.|experiments\."
+  assert re.search(command, section), header
+  known = subprocess.run(
+    ["git", "rev-parse", "--is-shallow-repository"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  if known.stdout.strip() == "false":
+    for commit in commits:
+      found = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+      assert not subprocess.run(found, cwd=ROOT).returncode, commit
 
 
 def literals():

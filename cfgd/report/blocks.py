@@ -129,12 +129,13 @@ class Section(NamedTuple):
   folded: bool = False
 
   def markdown(self):
-    """Return the title and the blocks, an empty line between two of them."""
-    lines = [f"## {escape(self.title)}"] if self.title else []
-    for block in self.blocks:
-      text = isinstance(block, str)
-      lines.append(_markdown(block) if text else block.markdown())
-    return "\n\n".join(filter(None, lines))
+    """Return the title and the blocks with empty lines between, or nothing."""
+    parts = [
+      _markdown(block) if isinstance(block, str) else block.markdown()
+      for block in self.blocks
+    ]
+    title = [f"## {escape(self.title)}"] if self.title and any(parts) else []
+    return "\n\n".join(filter(None, [*title, *parts]))
 
   def html(self):
     """Return the title and the blocks, neighbouring pictures in one grid."""

@@ -54,6 +54,7 @@ _PAGE = """<!DOCTYPE html>
 {}
 </body></html>
 """
+_PROVENANCE = "Settings and provenance"
 # Pictures that stand on top.
 _LEAD = ("frontier_p_uncond", "strip")
 _AXES = ("id", "seed", "p_uncond", "T", "variant", "w", "s")
@@ -107,7 +108,8 @@ def _sections(summary):
   lead = [drawn.pop(name) for name in _LEAD if name in drawn]
   tally = [blocks.Strong(summary.tally)] if summary.tally else []
   slider = explorer.block(pictures.explored(summary))
-  seen = [pictures.SAMPLES, slider] if slider else []
+  seen = [blocks.Raw(blocks.tag("p", pictures.SAMPLES)), slider]
+  seen = seen if slider else []
   sections = [
     blocks.Section("", [*_headline(summary), *tally, *lead], "lead"),
     *summary.lead,
@@ -162,7 +164,8 @@ def _markdown(summary, sections):
   parts = [
     f"# {blocks.escape(summary.config.sweep.title)}",
     *(section.markdown() for section in sections),
-    "Settings and provenance are in [report.html](report.html).",
+    f"## {_PROVENANCE}",
+    f"{_PROVENANCE} are in [report.html](report.html).",
   ]
   return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -269,9 +272,13 @@ def _row(summary, cell, result):
 
 def _value(summary, result, name):
   """Return a metric as text, with its spread over seeds, bold if the best."""
-  text = blocks.number(result.metrics.get(name))
-  if name in result.spread:
-    text += f" ± {blocks.number(result.spread[name])}"
+  value, spread = result.metrics.get(name), result.spread.get(name)
+  if spread is None:
+    text = blocks.number(value)
+  else:
+    # A mean that only rounding keeps from 0 is not worth its digits.
+    value = 0.0 if abs(value) < 1e-6 * spread else value
+    text = f"{blocks.number(value)} ± {blocks.number(spread)}"
   best = name == summary.distance and result.cell in summary.best
   return blocks.Strong(text) if best else text
 
@@ -311,7 +318,7 @@ def _settings(summary):
   settings = identity.to_dict(summary.config)
   settings = json.dumps(settings, indent=2, default=str)
   return blocks.Section(
-    "Settings and provenance",
+    _PROVENANCE,
     [
       blocks.Details("Settings", settings),
       blocks.Details("Provenance", "\n".join(lines)),
