@@ -25,9 +25,7 @@ _SHARD = flags.DEFINE_string("shard", "1/1", "This job's share, such as 3/16.")
 _PARTS = ("all", "trainings", "cells")
 _PART = flags.DEFINE_enum("part", "all", _PARTS, "What to run.")
 _PLAN = flags.DEFINE_boolean("plan", False, "Print cost and jobs; run nothing.")
-_LIST = flags.DEFINE_boolean(
-  "list_trainings", False, "Print the trainings' folders."
-)
+_LIST = flags.DEFINE_boolean("list_trainings", False, "Print their folders.")
 _RATE = flags.DEFINE_float(
   "evaluations_per_second", 0.0, "Forward passes of one image, for --plan.", 0.0
 )

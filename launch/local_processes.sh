@@ -80,12 +80,21 @@ mkdir -p "$log_dir"
 pids=()
 for ((i = 0; i < processes; i++)); do
   set_variables "$i"
+  : > "$log_dir/process_$i.log" # `show` needs it before the process runs.
   env "${variables[@]}" "$@" > "$log_dir/process_$i.log" 2>&1 &
   pids+=("$!")
 done
 printf '%s processes, logs in %s\n' "$processes" "$log_dir" >&2
-tail -n +1 -F "$log_dir/process_0.log" 2> /dev/null &
-tail_pid=$!
+
+# Shows what process 0 has written since the last call.
+shown=0
+show() {
+  local written
+  written="$(wc -c < "$log_dir/process_0.log")"
+  tail -c "+$((shown + 1))" "$log_dir/process_0.log" |
+    head -c "$((written - shown))" || true # More was written meanwhile.
+  shown=$((written))
+}
 
 send_all() {
   kill -s "$1" "${pids[@]}" 2> /dev/null || true
@@ -106,6 +115,7 @@ end_others() {
 failed="" code=0 running=("${pids[@]}")
 while ((${#running[@]})) && [[ -z "$failed" ]]; do
   sleep 0.2
+  show
   left=()
   for pid in "${running[@]}"; do
     if kill -0 "$pid" 2> /dev/null; then
@@ -125,8 +135,7 @@ if [[ -n "$failed" ]]; then
   ((code == 75)) || end_others
 fi
 wait "${pids[@]}" 2> /dev/null || true
-sleep 0.2 # The last lines of process 0.
-kill "$tail_pid" 2> /dev/null || true
+show
 if [[ -n "$failed" ]]; then
   for ((i = 0; i < processes; i++)); do
     [[ "${pids[i]}" == "$failed" ]] && break
