@@ -2,7 +2,7 @@
 # make results   the paper's claims on digits, 25 to 80 minutes: writes
 #   docs/results.md
 # make results SIZE=cpu   on Fashion-MNIST; SIZE=gpu   on a GPU
-# make test   format, lint, tests, 7 to 12 minutes on 2 cores
+# make test   format, lint, tests, 5 to 12 minutes on 2 cores
 # make test-all   and the slow ones, as CI runs them
 PYTHON ?= python3
 VENV := .venv

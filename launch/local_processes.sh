@@ -90,7 +90,9 @@ printf '%s processes, logs in %s\n' "$processes" "$log_dir" >&2
 shown=0
 show() {
   local written
-  written="$(wc -c < "$log_dir/process_0.log")"
+  # Without its log, which anybody may remove, the processes go on.
+  written="$(wc -c 2> /dev/null < "$log_dir/process_0.log")" || return 0
+  ((written > shown)) || return 0
   tail -c "+$((shown + 1))" "$log_dir/process_0.log" |
     head -c "$((written - shown))" || true # More was written meanwhile.
   shown=$((written))
