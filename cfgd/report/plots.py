@@ -256,9 +256,9 @@ def _draw(panels, curves, distance, score, title, real=None):
 
 
 def _wrapped(name, panels):
-  """Return a metric's name as the label of one of several vertical axes."""
-  text = explained(name)
-  return text if panels == 1 else text.replace(": ", ":\n").replace(", ", ",\n")
+  """Return a metric's name as a vertical axis' label, no longer than the axis."""
+  text = explained(name).replace(", ", ",\n")
+  return text if panels == 1 else text.replace(": ", ":\n")
 
 
 def _draw_curves(ax, curves, x, y, xlabel):
