@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -48,8 +49,20 @@ def wheel(tmp_path_factory):
   done = run("-m", "build", "--outdir", made, cwd=source)
   assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
   (found,) = made.glob("*.whl")
-  assert len(list(made.glob("*.tar.gz"))) == 1
   return found
+
+
+@pytest.mark.slow
+def test_the_source_archive_has_what_the_readme_links_to(wheel):
+  (archive,) = wheel.parent.glob("*.tar.gz")
+  with tarfile.open(archive) as opened:
+    names = {name.partition("/")[2] for name in opened.getnames()}
+  text = (ROOT / "README.md").read_text()
+  links = re.findall(r"\]\(([\w./-]+)\)", text)
+  assert len(links) > 10
+  assert {link for link in links if "://" not in link} <= names
+  assert {"LICENSE", "CITATION.cff", "CHANGELOG.md"} <= names
+  assert not any(name.startswith("tests") for name in names)
 
 
 @pytest.mark.slow
