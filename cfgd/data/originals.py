@@ -124,10 +124,11 @@ def members(root, rows):
 
 
 def _logged(root, rows):
-  for number, row in enumerate(rows):
-    logging.log_every_n_seconds(
-      logging.INFO, "Listing %s: %d images found.", _LOG_SECONDS, root, number
-    )
+  for number, row in enumerate(rows, 1):
+    if not number % 1000:  # The first call logs whatever the time.
+      logging.log_every_n_seconds(
+        logging.INFO, "Listing %s: %d images found.", _LOG_SECONDS, root, number
+      )
     yield row
 
 
