@@ -45,7 +45,7 @@ def get_config():
         "num_classes": 1000,
         # Random horizontal flips.
         "flip": True,
-        # Host threads that prefetch, a batch each, and batches kept ready.
+        # Host threads, each preparing a batch, and batches kept ready.
         "threads": 4,
         "prefetch": 8,
       },
@@ -56,8 +56,8 @@ def get_config():
         "num_res_blocks": 3,
         # Resolutions, in pixels, with self-attention.
         "attention_resolutions": (32, 16, 8),
-        # Number of heads; not used where num_head_channels, their width, is not
-        # 0.
+        # Attention heads, and channels of each; if these are not 0, they decide
+        # the number of heads.
         "num_heads": 4,
         "num_head_channels": 64,
         # q, k, v split before heads; False is ADM's legacy order.
@@ -129,8 +129,8 @@ def get_config():
         "init_from": "",
         "log_every": 100,
         "checkpoint_every": 5_000,
-        # Sample grids to TensorBoard and PNG, or a classifier's accuracy on
-        # held-out images; 0: never.
+        # Steps between sample grids (TensorBoard and PNG), or a classifier's
+        # accuracy on held-out images; 0: never.
         "sample_every": 25_000,
         # Keep this many of the newest checkpoints, and all at multiples of
         # keep_every.
@@ -138,8 +138,8 @@ def get_config():
         "keep_every": 50_000,
         # Keep this many of the oldest, which autoguidance can use.
         "keep_first": 0,
-        # Print all threads' stacks and exit if no step finishes for so long,
-        # ten times as long while compiling or saving; 0: never.
+        # Print all threads' stacks and exit if no step finishes in this time,
+        # or in ten times this while compiling or saving; 0: never.
         "watchdog_seconds": 0.0,
         # Seconds without renewal before another job may take the lease.
         "lease_seconds": 120.0,
@@ -173,7 +173,8 @@ def get_config():
         # classifier. classifier_null: the same on the unconditional model, with
         # w + 1. cfg+classifier: both. marginal: cfg with the mean over the
         # classes as unconditional model (at most 100 classes). auto: away from
-        # a weaker model. none. See cfgd/methods.py.
+        # a weaker model. distilled: of a guided student. none. See
+        # docs/guidance.md.
         "guidance": "cfg",
         # The paper's guidance strength; the other convention is s = 1 + w.
         "w": 0.1,
@@ -248,7 +249,7 @@ def get_config():
         "batch_size": 250,
         # Folder of own networks; '': feature_net/ in the workdir.
         "feature_dir": "",
-        # Its training, where it is missing.
+        # How it is trained if it does not exist.
         "feature_net": {
           "seed": 0,
           "width": 32,

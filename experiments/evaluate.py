@@ -29,9 +29,9 @@ from experiments import launcher
 
 _CONFIG = launcher.define_config("embedded.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SAMPLES = flags.DEFINE_list("samples", [], "Images; commas between paths.")
-_REFERENCE = flags.DEFINE_string("reference", None, "What to compare with.")
-_MAKE = flags.DEFINE_string("make_reference", None, "File to write.")
+_SAMPLES = flags.DEFINE_list("samples", [], "Images to score; comma-separated.")
+_REFERENCE = flags.DEFINE_string("reference", None, "Statistics or images.")
+_MAKE = flags.DEFINE_string("make_reference", None, "Statistics to write.")
 
 
 def _report(config, workdir, samples, reference):

@@ -31,7 +31,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "crop", 0, "Side of the central square; 0: the shorter side.", lower_bound=0
 )
-flags.DEFINE_float("random_crop", 0.0, "For training with data.random_crop.")
+flags.DEFINE_float("random_crop", 0.0, "Keep what data.random_crop needs.")
 flags.DEFINE_string(
   "background", "white", "Colour behind transparent images: white, #rrggbb."
 )

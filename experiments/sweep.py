@@ -29,7 +29,7 @@ _LIST = flags.DEFINE_boolean("list_trainings", False, "Print their folders.")
 _RATE = flags.DEFINE_float(
   "evaluations_per_second", 0.0, "Forward passes of one image, for --plan.", 0.0
 )
-_SLICE = flags.DEFINE_string("topology", "", "Slice to estimate, as v5p:4x4x4.")
+_SLICE = flags.DEFINE_string("topology", "", "Chips for --plan, as v5p:4x4x4.")
 flags.mark_flag_as_required("workdir")
 
 

@@ -256,7 +256,7 @@ def _draw(panels, curves, distance, score, title, real=None):
 
 
 def _wrapped(name, panels):
-  """Return a metric's name as a vertical axis' label, no longer than the axis."""
+  """Return a metric's name as a vertical axis' label, shorter than the axis."""
   text = explained(name).replace(", ", ",\n")
   return text if panels == 1 else text.replace(": ", ":\n")
 
