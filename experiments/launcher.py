@@ -207,7 +207,10 @@ def _did_you_mean(field, fields):
 
 def _parse(argv):
   with _mistakes_in_one_line():
-    rest = flags.FLAGS(argv)
+    try:
+      rest = flags.FLAGS(argv)
+    except SystemExit:  # absl's after --help, with code 1
+      sys.exit(0)
     # A file that cannot be loaded raises at the first access.
     if "config" in flags.FLAGS:
       flags.FLAGS.config.to_dict()

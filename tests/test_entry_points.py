@@ -185,6 +185,13 @@ def test_an_unknown_field_is_named_with_those_like_it(argument, line):
   assert launcher.unknown_field(argv, renamed) == wanted
 
 
+@pytest.mark.parametrize("name", ["train", "sweep", "prepare_data"])
+def test_help_is_no_failure(name, forks):
+  code, out, _ = forks.run(name, "--help")
+  assert code == 0
+  assert f"python -m experiments.{name}" in out
+
+
 def test_shards_are_counted_from_one():
   assert launcher.parse_shard("3/16") == (3, 16)
   for text in ("0/3", "4/3", "3", "/3", "a/b", "-1/3"):
