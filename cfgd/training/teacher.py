@@ -51,7 +51,7 @@ def resolved(config, workdir):
   elif step != -1 and step not in checkpoint.steps(distill.teacher):
     raise errors.UserError(
       f"distill.teacher={distill.teacher}: {workdir} learns from its "
-      f"checkpoint {step}, which is there no more; use another --workdir, and "
+      f"checkpoint {step}, which no longer exists; use another --workdir, and "
       "keep the teacher's checkpoint by its train.keep_every"
     )
   distill.teacher_step = checkpoint.find_step(
