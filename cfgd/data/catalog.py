@@ -192,7 +192,8 @@ def open_part(spec, part):
   if part not in metadata["shards"]:
     raise errors.UserError(
       f"data.source={source!r}: has no part {part!r}, only "
-      f"{', '.join(metadata['shards'])}; for a folder, PATH/train and PATH/test"
+      f"{', '.join(metadata['shards'])}; in a folder, put images to hold out "
+      "into PATH/test/CLASS and the others into PATH/train/CLASS"
     )
   return prepared.Prepared(path, part, metadata)
 

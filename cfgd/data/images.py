@@ -57,6 +57,8 @@ def decode(data, background=WHITE, *, channels=3):
         pixels = _composite(_rgba(image, data), background)
       else:
         pixels = np.asarray(image.convert("RGB"))
+  except PIL.UnidentifiedImageError as error:
+    raise ValueError("of no known format") from error
   except Exception as error:  # Pillow's readers raise many kinds
     raise ValueError(" ".join(str(error).split())) from error
   if channels == 1:

@@ -190,7 +190,10 @@ def find_folder(path, *, background, remember):
   """
   folder = epath.Path(path).expanduser()
   if not folder.is_dir():
-    raise errors.UserError(f"data.source='folder:{path}': no such folder")
+    raise errors.UserError(
+      f"data.source='folder:{path}': no such folder (from {os.getcwd()}); give "
+      "--config.data.source=folder:PATH of PATH/CLASS/*.jpg or *.png"
+    )
   places = _folder_parts(folder)
   class_names = tuple(p.name for p in _subfolders(places["train"]))
   if not class_names:
