@@ -3,7 +3,7 @@
   python -m benchmarks.compile_table --out=runs/compiled [--chips=v5p,h100]
 
 Runs benchmarks.compile_for once per case, a report per case into --out, and the
-tables of docs/performance.md into --out/tables.md. The same command continues:
+numbers of docs/performance.md into --out/tables.md. The same command continues:
 a case is done when its report exists. Delete the reports after a change of the
 network. A case takes minutes, all of them some hours on two cores.
 """

@@ -1,4 +1,4 @@
-"""Print docs/performance.md's table of accelerators from measured reports.
+"""Print a table of accelerators from measured reports.
 
   python -m benchmarks.device_tables --folder=runs/h100
 

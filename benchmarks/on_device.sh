@@ -23,7 +23,7 @@
 # batch sizes; training and sampling at the first of each list of batches; the
 # same beside PyTorch; the other batches; batch sizes at full size; and in what
 # time is left the sweep over Fashion-MNIST. At the end a summary and
-# docs/performance.md's table are printed, also to tables.md. Exit code 1 means
+# a table of the measurements are printed, also to tables.md. Exit code 1 means
 # that a step failed, 2 a mistake in the arguments.
 #
 # Python needs jax, flax, optax, orbax-checkpoint, numpy, pillow, scipy and

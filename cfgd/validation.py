@@ -292,7 +292,7 @@ def _validate_levels(config):
     require(
       "model.attention_resolutions",
       resolution in resolutions,
-      f"the levels have {resolutions} pixels",
+      f"must be among the levels' pixels, {', '.join(map(str, resolutions))}",
       value=resolution,
     )
   heads = "num_head_channels" if model.num_head_channels else "num_heads"

@@ -22,7 +22,8 @@ def get_config():
       # the same data and noise levels; guided_student: a network that takes w
       # and predicts what a diffusion model predicts with guidance.
       "task": "diffusion",
-      # Seed of all randomness in training: data order, flips, noise, dropout.
+      # Seed of all randomness in training: initial weights, data order, flips,
+      # noise, dropout.
       "seed": 0,
       "data": {
         # embedded, imagenet64, imagenet128, tfds:NAME, folder:PATH (class
@@ -232,7 +233,7 @@ def get_config():
         # Reference images whose features are kept for precision, recall and
         # KID.
         "reference_features": 10_000,
-        # Minimum samples for FID; below 2048 the covariance is singular.
+        # Minimum samples for FID; with fewer the covariance is singular.
         "min_images": 2_048,
         # Images whose features are saved together, and images per device and
         # call of Inception.

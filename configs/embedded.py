@@ -1,7 +1,7 @@
 """The embedded data: 4,000 real digits at 10x10, minutes on two CPU cores.
 
 0.83 M parameters. The data and training are too small to support claims about
-images, but code, guidance and measurements are those of ImageNet.
+images, but code and guidance are those of ImageNet.
 
   python -m experiments.train --config=configs/embedded.py --workdir=DIR
 """

@@ -8,9 +8,9 @@ makes with the same flags, sampling those that are missing.
 
   python -m experiments.evaluate --samples=PATH[,PATH...] --reference=PATH
 
-computes FID, IS and the other metrics of any samples (.npz, folder of chunks or
-of images) against statistics, images, or the data.source of --config. Several
-paths are blocks of seeds; their mean, std and min are added.
+computes FID (Frechet inception distance), IS (Inception score) and others of
+any samples (.npz, folder of chunks or of images) against statistics, images, or
+the data.source of --config. Of several paths, seeds, it adds mean, std and min.
 
   python -m experiments.evaluate --reference=PATH --make_reference=FILE.npz
 

@@ -9,8 +9,8 @@ Then sample with --config=configs/adm_imagenet64.py --workdir=DIR.
       --source=pt_inception-2015-12-05-6726825d.pth --workdir=DIR
 
 writes DIR/inception-HASH.npz and says how to score with it on machines without
-PyTorch, such as a pod's. DIR may be in a bucket. PyTorch reads the source:
-pip install -e '.[convert]'.
+PyTorch, such as a pod's. DIR may be in a bucket. Needs PyTorch, which
+pip install -e '.[convert]' in the repository installs.
 """
 
 import importlib

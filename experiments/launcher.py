@@ -64,7 +64,7 @@ def define_config(default):
   Args:
     default: file name in configs/, whatever the working directory.
   """
-  sys.argv[1:] = map(_installed, sys.argv[1:])
+  sys.argv[1:] = _installed(sys.argv[1:])
   # The default config is overridden here, one from --config when flags are
   # parsed, so an unknown field can turn up in either place.
   with _mistakes_in_one_line():
@@ -76,20 +76,25 @@ def define_config(default):
     )
 
 
-def _installed(argument):
-  """Return --config=configs/NAME.py as the file of this package.
+def _installed(arguments):
+  """Return arguments with configs/NAME.py as the file of this package.
 
   Unless there is one below the working directory. So the documented commands
   work wherever the package is installed.
   """
-  flag, _, path = argument.partition("=")
-  if flag.lstrip("-") != "config" or not path.startswith("configs/"):
-    return argument
-  name = path.partition(":")[0]  # without the form
-  ours = os.path.join(ROOT, name)
-  if os.path.exists(name) or not os.path.exists(ours):
-    return argument
-  return f"{flag}={os.path.join(ROOT, path)}"
+  found = []
+  for argument in arguments:
+    if found and found[-1] in ("-config", "--config"):
+      argument = f"{found.pop()}={argument}"
+    flag, _, path = argument.partition("=")
+    path = path.removeprefix("./")
+    name = path.partition(":")[0]  # without the form
+    documented = flag.lstrip("-") == "config" and name.startswith("configs/")
+    ours = os.path.join(ROOT, name)
+    if documented and os.path.exists(ours) and not os.path.exists(name):
+      argument = f"{flag}={os.path.join(ROOT, path)}"
+    found.append(argument)
+  return found
 
 
 def run(main):
@@ -117,6 +122,8 @@ def _guard(main, argv):
     )
     peers.watch()
     preemption.install()
+    if "workdir" in flags.FLAGS and flags.FLAGS.workdir:
+      files.check_place(flags.FLAGS.workdir)
     with distributed.naming_memory(*_MEMORY):
       main()
     peers.done()
@@ -133,6 +140,8 @@ def _guard(main, argv):
       _stop(f"{error}; run the same command again", errors.EXIT_AGAIN)
     if isinstance(error, errors.RunError | OSError):  # disk full, no access
       _stop(error, 1)
+    if isinstance(error, ImportError) and re.search("gcsfs|s3fs", str(error)):
+      _stop(f"{error}: {files.STORES}")
     if not jax.distributed.is_initialized():
       raise
     if not peers.has_lost_one(error):
@@ -231,6 +240,8 @@ def _mistakes_in_one_line():
     _stop(f"{_given()}: {why[1] if why else error}")
   except (TypeError, ValueError) as error:
     _stop(f"--config: {error}")
+  except Exception as error:  # of the config file
+    _stop(f"{_given()}: {type(error).__name__}: {error}{_place(error)}")
 
 
 def _innermost(error):
@@ -239,17 +250,27 @@ def _innermost(error):
   ml_collections raises what a config file raises again, with the traceback in
   its message.
   """
+  missing = re.search(r"(--\w+)=None: .*other than None", str(error))
+  if missing:
+    return f"{missing[1]}: is needed; --help says what it is"
   if "whilst parsing config file" not in str(error):
     return str(error)
   first = error
   while first.__context__:
     first = first.__context__
   given = _given()
-  frame = traceback.extract_tb(first.__traceback__)[-1]
-  where = f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
   if ":" in given and "get_config() takes 0 positional" in str(first):
     return f"{given}: this config has no forms; leave out what follows ':'"
-  return f"{given}: {first}" + where * (frame.name != "check_form")
+  return f"{given}: {first}{_place(first)}"
+
+
+def _place(error):
+  """Return where an error was raised, unless `check_form` found a mistake."""
+  if isinstance(error, SyntaxError):
+    return ""  # says so itself
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  where = f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
+  return where * (frame.name != "check_form")
 
 
 def _given():

@@ -7,8 +7,8 @@ results.csv, report.md and report.html into DIR; the same command continues.
 
 --plan prints the cost and the jobs to start; hours need a rate, by
 benchmarks.sample or estimated for --topology=v5p:4x4x4. Several jobs may share
-a DIR, each with all cells or its own, --shard=3/16. With --part=trainings
---shard=2/3 and --part=cells later, none waits for another one's training.
+a DIR, each with all cells or its own, --shard=3/16. To keep jobs from waiting
+for each other, run --part=trainings --shard=2/3 first, then --part=cells.
 """
 
 from absl import flags

@@ -16,7 +16,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _W = flags.DEFINE_multi_float(
   "w", [0.0, 0.5, 1.0, 2.0, 4.0], "Guidance strengths; repeat for several."
 )
-_STEPS = flags.DEFINE_integer("T", 256, "Network evaluations of a sampler.")
+_STEPS = flags.DEFINE_integer("T", 256, "Evaluations of the score.")
 _V = flags.DEFINE_float(
   "variance_v", 0.3, "v, variance interpolation of the ancestral sampler."
 )

@@ -14,8 +14,8 @@
 #
 # On one machine this is not needed for training: one process uses all GPUs.
 # Shows the output of process 0. If a process fails, ends the others, shows the
-# end of its log and returns its exit code; 75 means that all have saved and the
-# same command resumes. Ctrl-C and SIGTERM reach every process.
+# end of its log and returns its exit code; after 75 the same command resumes.
+# Ctrl-C and SIGTERM reach every process.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=launch/shell.sh

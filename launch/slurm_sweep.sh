@@ -22,7 +22,7 @@
 # --tasks-per-node=N   processes (default: 1 on one node; else one per GPU)
 # --python=FILE        interpreter (default: .venv/bin/python, else python3)
 # --time --partition --account --qos --constraint --mem --cpus-per-task
-# --mail-user --output sbatch's
+# --mail-user --output passed to sbatch
 # --sbatch=OPTION      any other option of sbatch, as often as needed
 # --dry-run            print the submissions and the commands of the jobs
 #

@@ -4,7 +4,7 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
-# Train on a SLURM cluster, and go on by itself when something ends the job.
+# Train on a SLURM cluster; a job that is stopped resumes by itself.
 #
 #   launch/slurm_train.sh --config=configs/imagenet64.py --workdir=DIR \
 #     [--nodes=2] [--gpus=8] [--time=24:00:00] [--partition=P] [--account=A]
@@ -17,13 +17,13 @@
 # --tasks-per-node=N   processes (default: 1 on one node; else one per GPU)
 # --python=FILE        interpreter (default: .venv/bin/python, else python3)
 # --time --partition --account --qos --constraint --mem --cpus-per-task
-# --mail-user --output sbatch's
+# --mail-user --output passed to sbatch
 # --sbatch=OPTION      any other option of sbatch, as often as needed
 # --dry-run            print the submission and the commands of the job
 #
 # SLURM sends SIGTERM 120 s before the time limit, and at preemption: the run
-# saves, and the job is requeued, which resumes it. So is a job one of whose
-# processes or nodes died; one that failed, with exit code 1 or 2, is not.
+# saves, and the job is requeued, which resumes it. A job is also requeued when
+# one of its processes or nodes dies, not when it fails with exit code 1 or 2.
 set -euo pipefail
 
 if [[ -n "${SLURM_JOB_ID:-}" ]]; then

@@ -12,10 +12,10 @@
 # create   requests the slice as a queued resource and waits until it is active
 # sync     copies git's files to every worker and installs them, and prepared
 #          data from a bucket to ~/tensorflow_datasets
-# train    starts experiments.train on every worker and returns; with --watch it
-# sweep    stays, recreates a preempted slice and resumes the run on it
+# train    starts experiments.train on every worker and returns
+# sweep    the same with experiments.sweep
 # status   of the queued resource, and of the run on every worker
-# logs     follows the log of worker 0, or of --worker=I
+# logs     follows the log of a worker
 # stop     SIGTERM to the run on every worker: it saves and ends; train and sweep
 #          with the same flags resume it
 # delete   deletes the queued resource and its slice, after asking
@@ -28,7 +28,9 @@
 # --spot        cheaper, may be preempted
 # --data=DIR    folder in a bucket with what experiments.prepare_data made
 # --python=V    version of Python on the workers (default 3.11)
-# --watch       of train and sweep, see above
+# --watch       of train and sweep: stay, recreate a preempted slice and resume;
+#               needs --type, and --spot and --data as create and sync had them
+# --worker=I    of logs (default 0)
 # --every=S     seconds between polls (default 60)
 # --yes         delete without asking
 # --dry-run     print every command

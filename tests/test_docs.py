@@ -273,7 +273,9 @@ def literals():
     else:
       parts = [pieces(node) for node in ast.walk(ast.parse(text))]
     patterns += [
-      ".*".join(map(re.escape, k)) for k in parts if len("".join(k)) > 9
+      ".*".join(map(re.escape, k)).removeprefix("error:\\ ")
+      for k in parts
+      if len("".join(k)) > 9
     ]
   return patterns
 

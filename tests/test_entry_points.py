@@ -1,9 +1,12 @@
 """The commands as a user types them, in processes of their own."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -122,12 +125,75 @@ def test_sample_and_evaluate(trained):
     ("for --plan", "sweep", ["--topology=v5p:2x2x1"]),
     ("no such file", "evaluate", ["--samples=none.npz"]),
     ("give --workdir", "evaluate", ["--reference=none.npz"]),
+    (
+      "attention_resolutions=3: must be among the levels' pixels, 4",
+      "train",
+      ["--config.model.attention_resolutions=3,"],
+    ),
   ],
 )
 def test_mistakes_end_in_one_line(trained, fail, words, name, more):
   before = everything(trained)
   fail(words, name, f"--workdir={trained}", *TINY, *more)
   assert everything(trained) == before
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("x = 1 / 0", "ZeroDivisionError: division by zero (own.py:1)"),
+    ("import nonesuch", "No module named 'nonesuch'"),
+    ("def get_config(:", "SyntaxError: invalid syntax"),
+    ("\ndef get_config():\n  return unknown", "'unknown' is not defined"),
+  ],
+)
+def test_an_error_in_a_config_file_is_one_line(tmp_path, fail, text, words):
+  path = tmp_path / "own.py"
+  path.write_text(text)
+  shown = words.replace("own.py", os.path.relpath(path, processes.ROOT))
+  fail(shown, "train", f"--config={path}", f"--workdir={tmp_path / 'a'}")
+
+
+def test_a_missing_flag_is_named(fail):
+  fail("--workdir: is needed", "train")
+
+
+def test_a_package_that_hides_the_configs_is_named(tmp_path):
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "__init__.py").touch()
+  # As a wheel is installed: an editable installation looks in both places.
+  (tmp_path / "sitecustomize.py").write_text(
+    "import sys\n"
+    "sys.meta_path = [k for k in sys.meta_path if 'Editable' not in str(k)]\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.train", "--workdir=a"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": f"{tmp_path}:{processes.ROOT}"},
+    timeout=100,
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f"error: {tmp_path}: its package configs/")
+
+
+def test_documented_configs_are_those_of_the_package(tmp_path, monkeypatch):
+  ours = str(processes.ROOT / "configs" / "embedded.py")
+  wanted = [f"--config={ours}", "--workdir=a"]
+  monkeypatch.chdir(tmp_path)
+  for given in (
+    ["--config=configs/embedded.py"],
+    ["--config=./configs/embedded.py"],
+    ["--config", "configs/embedded.py"],
+  ):
+    assert launcher._installed([*given, "--workdir=a"]) == wanted
+  own = tmp_path / "configs" / "embedded.py"
+  own.parent.mkdir()
+  own.touch()
+  given = ["--config=configs/embedded.py"]
+  assert launcher._installed(given) == given
 
 
 def test_a_missing_config_and_a_bad_place_are_named(tmp_path, fail):

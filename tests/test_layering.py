@@ -1,4 +1,4 @@
-"""Imports point down: docs/design.md's table, read from the source."""
+"""Which folder may import which, read from the source."""
 
 import ast
 import pathlib

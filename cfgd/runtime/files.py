@@ -17,6 +17,8 @@ from cfgd.runtime import errors
 os.environ.setdefault("EPATH_USE_TF", "false")
 # Whose errors are those of a connection.
 _NETWORK = ("aiohttp", "gcsfs", "s3fs", "botocore")
+# What to do where one of them is missing.
+STORES = "in the repository, pip install -e '.[gcs]' or '.[s3]'"
 for _protocol in ("gs", "gcs", "s3"):
   # Other jobs write there, too.
   fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
@@ -45,9 +47,7 @@ def check_place(folder):
   try:
     store, path = fsspec.url_to_fs(folder)
   except ImportError as error:
-    raise errors.UserError(
-      f"{folder}: {error}: pip install -e '.[gcs]' or '.[s3]'"
-    ) from error
+    raise errors.UserError(f"{folder}: {error}: {STORES}") from error
   except ValueError as error:
     raise errors.UserError(f"{folder}: {error}") from error
   bucket = path.partition("/")[0]
