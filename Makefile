@@ -39,6 +39,8 @@ demo: $(VENV)/installed
 	  --workdir=runs/demo
 
 results: $(VENV)/installed
+	$(if $(filter $(SIZE),digits cpu gpu),,\
+	  $(error SIZE=$(SIZE): must be digits, cpu or gpu))
 	mkdir -p $(RESULTS)
 	test -e $(RESULTS)/commit || \
 	  { git describe --always --dirty 2>/dev/null || echo unknown; } \

@@ -56,10 +56,12 @@ def train(config, workdir, *, wait=True):
     lease.Busy: another job trains here, and `wait` is False.
   """
   validation.validate(config, num_devices=jax.device_count())
-  prepare.ensure(build.data_spec(config, training=True))
-  source = build.source(config, "train", training=True)
   tasks.check_origin(config, workdir)
   config = teacher.resolved(config, workdir)
+  # Compared before data is prepared, which may take hours, recorded after it.
+  identity.claim_workdir(config, workdir, write=False)
+  prepare.ensure(build.data_spec(config, training=True))
+  source = build.source(config, "train", training=True)
   identity.claim_workdir(config, workdir, write=distributed.is_lead())
   if _is_trained(config, workdir):
     return
