@@ -54,6 +54,7 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 # Libraries that log a traceback and raise the error, too.
 _RAISING = ("orbax", "gcsfs", "asyncio")
 _OPEN = ("sweep.grids.", "sweep.figures.")  # sections with names of their own
+_HELP = re.compile(r"--?(help\w*|\?)$")
 _INTERRUPTED = "interrupted; run the same command again to resume"
 _EXIT_INTERRUPTED = 130  # as shells say for Ctrl-C
 
@@ -218,8 +219,10 @@ def _parse(argv):
   with _mistakes_in_one_line():
     try:
       rest = flags.FLAGS(argv)
-    except SystemExit:  # absl's after --help, with code 1
-      sys.exit(0)
+    except SystemExit:
+      if any(map(_HELP.match, argv)):  # absl ends it with code 1
+        sys.exit(0)
+      raise
     # A file that cannot be loaded raises at the first access.
     if "config" in flags.FLAGS:
       flags.FLAGS.config.to_dict()
