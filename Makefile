@@ -1,4 +1,4 @@
-# make demo   the paper's experiment in small, on real images, 3 to 6 minutes
+# make demo   the paper's experiment at small scale, on real images, 3 to 6 minutes
 # make results   the paper's claims on digits, 25 to 80 minutes: writes
 #   docs/results.md
 # make results SIZE=cpu   on Fashion-MNIST; SIZE=gpu   on a GPU

@@ -1,4 +1,4 @@
-"""Images of your own in class folders, in small: docs/own_data.md.
+"""Images of your own in class folders, at small scale: docs/own_data.md.
 
 16x16 pixels in colour, 0.8 M parameters, for two CPU cores. Set data.source,
 data.num_classes and, for more pixels, data.image_size with
