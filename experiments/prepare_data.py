@@ -20,9 +20,7 @@ flags.DEFINE_string(
   "imagenet64, imagenet128 (any size), tfds:NAME, folder:PATH or idx:PATH.",
 )
 flags.DEFINE_string(
-  "data_dir",
-  "",
-  "Where to write (in training: data.dir); default: ~/tensorflow_datasets.",
+  "data_dir", "", "Where to write: data.dir in training; ~/tensorflow_datasets."
 )
 flags.DEFINE_string(
   "manual_dir", "", "Where ImageNet's archives are, or TFDS's manual downloads."
@@ -35,9 +33,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float("random_crop", 0.0, "Keep what data.random_crop needs.")
 flags.DEFINE_string(
-  "background",
-  "white",
-  "Colour behind transparent images: white, black or #rrggbb.",
+  "background", "white", "Behind transparent images: white, black or #rrggbb."
 )
 flags.DEFINE_integer("workers", 0, "Processes; 0: one for each core.")
 flags.DEFINE_boolean(

@@ -65,7 +65,7 @@ def test_configs_are_valid(name):
     ("data.random_crop", -0.5, "in (0, 1]"),
     ("model.model_channels", 40, "32"),
     ("model.num_heads", 3, "divide"),
-    ("model.attention_resolutions", (6,), "levels have"),
+    ("model.attention_resolutions", (6,), "among the levels' pixels, 10, 5"),
     ("model.dtype", "float16", "bfloat16"),
     ("model.dropout", 1.0, "[0, 1)"),
     ("model.channel_mult", (), "empty"),
