@@ -6,7 +6,7 @@ from benchmarks import chips
 
 _GIB = 2**30
 _MODELS = {"imagenet64": "ADM-64", "imagenet128": "ADM-128"}
-# Of the paper: images per training, batch, evaluations of a guided point.
+# Of the paper: steps and batch of a training, evaluations of a guided point.
 _TRAININGS = {"imagenet64": (400_000, 2048), "imagenet128": (2_700_000, 256)}
 _POINT = 50_000 * 256
 
@@ -141,20 +141,21 @@ def _fastest(found):
 
 def _runs(found):
   """Yield the chip-hours of the paper's runs at the fastest rates."""
-  hours = collections.defaultdict(dict)
-  for (config, chip, what), report in sorted(_fastest(found).items()):
-    if config not in _TRAININGS:
-      continue
-    steps, batch = _TRAININGS[config]
-    images = {"train": steps * batch, "sample": _POINT}[what]
-    seconds = images / report["images_per_second_and_chip"]
-    hours[_MODELS[config], chip][what] = _digits(seconds / 3600)
+  best = _fastest(found)
   yield _row("model", "chip", "training", "guided point")
   yield "|---|---|---:|---:|"
-  for key in sorted(
-    hours, key=lambda key: list(_MODELS.values()).index(key[0])
-  ):
-    yield _row(*key, hours[key].get("train", ""), hours[key].get("sample", ""))
+  for config, (steps, batch) in _TRAININGS.items():
+    images = {"train": steps * batch, "sample": _POINT}
+    for chip in sorted({chip for name, chip, _ in best if name == config}):
+      rates = [
+        best.get((config, chip, what), {}).get("images_per_second_and_chip")
+        for what in images
+      ]
+      hours = [
+        _digits(count / rate / 3600) if rate else ""
+        for count, rate in zip(images.values(), rates, strict=True)
+      ]
+      yield _row(_MODELS[config], chip, *hours)
 
 
 def _digits(number):
